@@ -1,0 +1,184 @@
+//! A block of RAM that CPU, walkers and devices share: the one place of this crate with `unsafe`.
+//!
+//! Guest memory is written by several masters at once, as hardware does, so it is never borrowed as a Rust
+//! slice: all access goes through raw copies and atomics on memory that this type owns.
+#![allow(unsafe_code)]
+
+use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+const ALIGN: usize = 4096;
+
+/// Zeroed RAM. Offsets are in bytes from its start; callers pass ranges inside [`len`](Ram::len), and an access
+/// outside is refused with `None`/`false`.
+pub struct Ram {
+    block: NonNull<u8>,
+    start: NonNull<u8>,
+    len: usize,
+    layout: Layout,
+}
+
+// SAFETY: the memory is owned by this value and freed only with it; all access is by raw copy or atomics, and
+// racing byte copies model what racing bus masters do (no Rust reference into the block is ever made).
+unsafe impl Send for Ram {}
+// SAFETY: as above.
+unsafe impl Sync for Ram {}
+
+impl Ram {
+    /// Allocates `len` zero bytes. Pages are taken from the host when they are first touched.
+    ///
+    /// Returns `None` if `len` is 0 or too large for the host.
+    pub fn new(len: usize) -> Option<Self> {
+        // Over-allocated by a page and aligned by hand: a large alignment would make the allocator clear, and
+        // so commit, the whole block.
+        let layout = Layout::from_size_align(len.checked_add(ALIGN)?, 16).ok()?;
+        if len == 0 {
+            return None;
+        }
+        // SAFETY: the layout has a size above zero.
+        let raw = unsafe { alloc_zeroed(layout) };
+        let Some(block) = NonNull::new(raw) else { handle_alloc_error(layout) };
+        let skip = block.as_ptr().align_offset(ALIGN);
+        // SAFETY: skip < ALIGN, and ALIGN bytes more than `len` were allocated.
+        let start = unsafe { block.add(skip) };
+        Some(Self { block, start, len, layout })
+    }
+
+    /// Size in bytes.
+    #[inline]
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Always false: a block of RAM has at least one byte.
+    pub fn is_empty(&self) -> bool {
+        false
+    }
+
+    #[inline]
+    fn at(&self, offset: usize, len: usize) -> Option<NonNull<u8>> {
+        if offset > self.len || len > self.len - offset {
+            return None;
+        }
+        // SAFETY: offset <= len of the block.
+        Some(unsafe { self.start.add(offset) })
+    }
+
+    #[inline]
+    fn word<T>(&self, offset: usize) -> Option<NonNull<T>> {
+        let size = size_of::<T>();
+        if !offset.is_multiple_of(size) {
+            return None;
+        }
+        Some(self.at(offset, size)?.cast())
+    }
+
+    /// Reads into `buf`; false if the range is not inside the block.
+    #[inline]
+    #[must_use]
+    pub fn read(&self, offset: usize, buf: &mut [u8]) -> bool {
+        let Some(p) = self.at(offset, buf.len()) else { return false };
+        // SAFETY: `at` checked the range; `buf` is a Rust slice and cannot overlap the block.
+        unsafe { p.as_ptr().copy_to_nonoverlapping(buf.as_mut_ptr(), buf.len()) };
+        true
+    }
+
+    /// Writes `buf`; false if the range is not inside the block.
+    #[inline]
+    #[must_use]
+    pub fn write(&self, offset: usize, buf: &[u8]) -> bool {
+        let Some(p) = self.at(offset, buf.len()) else { return false };
+        // SAFETY: `at` checked the range; `buf` is a Rust slice and cannot overlap the block.
+        unsafe { p.as_ptr().copy_from_nonoverlapping(buf.as_ptr(), buf.len()) };
+        true
+    }
+
+    /// Copies `len` bytes to `dst_offset` of `dst`, which may be this block and may overlap; false if either
+    /// range is not inside its block.
+    #[inline]
+    #[must_use]
+    pub fn copy_to(&self, offset: usize, dst: &Ram, dst_offset: usize, len: usize) -> bool {
+        let (Some(from), Some(to)) = (self.at(offset, len), dst.at(dst_offset, len)) else { return false };
+        // SAFETY: `at` checked both ranges; `copy_to` allows overlap.
+        unsafe { from.as_ptr().copy_to(to.as_ptr(), len) };
+        true
+    }
+
+    /// Reads an aligned 64-bit little-endian word in one piece.
+    #[inline]
+    pub fn load64(&self, offset: usize) -> Option<u64> {
+        let p = self.word::<u64>(offset)?;
+        // SAFETY: in range and aligned; the block lives as long as `self`, and atomics may alias.
+        let a = unsafe { AtomicU64::from_ptr(p.as_ptr()) };
+        Some(u64::from_le(a.load(Ordering::Acquire)))
+    }
+
+    /// Reads an aligned 32-bit little-endian word in one piece.
+    #[inline]
+    pub fn load32(&self, offset: usize) -> Option<u32> {
+        let p = self.word::<u32>(offset)?;
+        // SAFETY: as in `load64`.
+        let a = unsafe { AtomicU32::from_ptr(p.as_ptr()) };
+        Some(u32::from_le(a.load(Ordering::Acquire)))
+    }
+
+    /// Writes an aligned 64-bit little-endian word in one piece; false if out of range or misaligned.
+    #[inline]
+    #[must_use]
+    pub fn store64(&self, offset: usize, value: u64) -> bool {
+        let Some(p) = self.word::<u64>(offset) else { return false };
+        // SAFETY: as in `load64`.
+        let a = unsafe { AtomicU64::from_ptr(p.as_ptr()) };
+        a.store(value.to_le(), Ordering::Release);
+        true
+    }
+
+    /// Compare-and-swap of an aligned 64-bit word; returns what it held.
+    #[inline]
+    pub fn cas64(&self, offset: usize, expected: u64, new: u64) -> Option<u64> {
+        let p = self.word::<u64>(offset)?;
+        // SAFETY: as in `load64`.
+        let a = unsafe { AtomicU64::from_ptr(p.as_ptr()) };
+        let held =
+            a.compare_exchange(expected.to_le(), new.to_le(), Ordering::AcqRel, Ordering::Acquire);
+        Some(u64::from_le(held.unwrap_or_else(|v| v)))
+    }
+}
+
+impl Drop for Ram {
+    fn drop(&mut self) {
+        // SAFETY: `block` came from `alloc_zeroed` with this layout and is freed once.
+        unsafe { dealloc(self.block.as_ptr(), self.layout) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_outside_the_block_are_refused() {
+        let ram = Ram::new(8192).unwrap();
+        assert!(ram.write(8190, &[1, 2]));
+        assert!(!ram.write(8191, &[1, 2]));
+        assert!(!ram.read(usize::MAX, &mut [0]));
+        assert!(!ram.copy_to(0, &ram, 4096, 4097));
+        assert_eq!(ram.load64(8188), None, "misaligned");
+        assert_eq!(ram.load64(8192), None);
+        assert!(Ram::new(0).is_none());
+        assert!(Ram::new(usize::MAX).is_none());
+    }
+
+    #[test]
+    fn words_are_little_endian() {
+        let ram = Ram::new(64).unwrap();
+        assert!(ram.store64(8, 0x0102_0304_0506_0708));
+        let mut b = [0; 8];
+        assert!(ram.read(8, &mut b));
+        assert_eq!(b, [8, 7, 6, 5, 4, 3, 2, 1]);
+        assert_eq!(ram.cas64(8, 1, 2), Some(0x0102_0304_0506_0708));
+        assert_eq!(ram.cas64(8, 0x0102_0304_0506_0708, 2), Some(0x0102_0304_0506_0708));
+        assert_eq!(ram.load32(8), Some(2));
+    }
+}
