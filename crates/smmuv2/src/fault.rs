@@ -1,0 +1,164 @@
+//! Recording faults, terminating and stalling transactions, RESUME (IHI 0062D chapter 3; DDI 0517 for MMU-500).
+
+use portcullis_arch::smmuv2::{CbType, Fsr, Fsynr0, Gfsr, Gfsynr0, Sctlr};
+use portcullis_arch::{Access, StreamId};
+use portcullis_bus::{Initiator, StallTag};
+use portcullis_walk::{Context, Fault, FaultKind, FaultOutcome};
+
+use crate::config::Config;
+use crate::context::{GlobalFault, kind_of};
+use crate::state::{Regs, Stall};
+
+/// Stalled transactions that an SMMU remembers at most; beyond that they are terminated.
+const MAX_STALLS: usize = 1 << 16;
+
+/// Records a global fault for a transaction and says how it ends: global faults never stall.
+pub(crate) fn global(
+    regs: &mut Regs,
+    fault: GlobalFault,
+    nested: bool,
+    from: &Initiator,
+    va: u64,
+    access: Access,
+    secure: bool,
+) -> FaultOutcome {
+    let side = &mut regs.side[usize::from(secure)];
+    if side.gfsr == 0 {
+        side.gfsr = fault.bit();
+        side.gfar = va;
+        let a = from.attrs;
+        side.gfsynr[0] = Gfsynr0::new()
+            .with_nested(nested && !secure)
+            .with_wnr(access == Access::Write)
+            .with_pnu(a.privileged())
+            .with_ind(a.instruction())
+            .with_nsstate(false)
+            .with_nsattr(a.non_secure())
+            .into_bits();
+        side.gfsynr[1] = from.stream.get() & 0xffff;
+        side.gfsynr[2] = 0;
+    } else {
+        side.gfsr |= Gfsr::new().with_multi(true).into_bits();
+    }
+    FaultOutcome::Terminate { abort: side.cr0().gfre() }
+}
+
+/// The FSR bit of a walk fault.
+pub(crate) fn fsr_bit(kind: FaultKind) -> Fsr {
+    match kind {
+        FaultKind::Translation => Fsr::new().with_tf(true),
+        FaultKind::AccessFlag => Fsr::new().with_aff(true),
+        FaultKind::Permission => Fsr::new().with_pf(true),
+        FaultKind::External => Fsr::new().with_ef(true),
+        FaultKind::AddressSize => Fsr::new().with_asf(true),
+    }
+}
+
+/// Records a context fault and says how the transaction ends.
+pub(crate) fn context(
+    config: &Config,
+    regs: &mut Regs,
+    context: &Context,
+    from: &Initiator,
+    va: u64,
+    access: Access,
+    fault: Fault,
+) -> FaultOutcome {
+    let first = context.bank as usize;
+    let Some(cbar) = regs.banks.get(first).map(|b| b.cbar()) else {
+        return FaultOutcome::Terminate { abort: true };
+    };
+    let nested = cbar.kind() == CbType::Nested;
+    let at = if fault.stage == 2 && nested { usize::from(cbar.s2_cbndx()) } else { first };
+    let Some(bank) = regs.banks.get_mut(at) else { return FaultOutcome::Terminate { abort: true } };
+    let sctlr = Sctlr::from_bits(bank.sctlr);
+    let empty = bank.fsr == 0;
+    let stalls = sctlr.cfcfg() && regs.stalls.len() < MAX_STALLS;
+    if empty {
+        let kind = kind_of(context, access);
+        bank.fsr = fsr_bit(fault.kind).with_ss(stalls).into_bits();
+        let stage2 = fault.stage == 2;
+        bank.far = if stage2 && !nested { fault.ipa } else { va & config.upstream_mask() };
+        bank.ipafar = if stage2 { fault.ipa & !0xfff } else { bank.ipafar };
+        let mut syn = Fsynr0::new()
+            .with_plvl(fault.level.clamp(0, 3) as u8)
+            .with_wnr(kind.is_write())
+            .with_pnu(context.incoming.privileged())
+            .with_ind(kind.is_fetch())
+            .with_nsattr(context.incoming.non_secure() && (stage2 || context.key.secure))
+            .with_ptwf(fault.kind == FaultKind::External);
+        if stage2 {
+            syn = syn.with_nested(nested && config.nested).with_s1ptwf(fault.on_stage1_walk);
+            if nested {
+                syn = syn.with_s1cbndx(first as u8);
+            }
+        }
+        bank.fsynr[0] = syn.into_bits();
+        bank.fsynr[1] = 0;
+        bank.cbfrsynra = from.stream.get() & 0xffff;
+    } else if sctlr.hupcf() && !sctlr.cfcfg() {
+        bank.fsr |= Fsr::new().with_multi(true).into_bits();
+    }
+    if stalls {
+        return FaultOutcome::Stall(wait(regs, at as u8, empty));
+    }
+    FaultOutcome::Terminate { abort: sctlr.cfre() }
+}
+
+/// Parks a transaction in `bank`.
+pub(crate) fn wait(regs: &mut Regs, bank: u8, recorded: bool) -> StallTag {
+    let tag = regs.next_tag;
+    regs.next_tag += 1;
+    regs.stalls.insert(tag, Stall::Waiting { bank, recorded });
+    StallTag(tag)
+}
+
+/// A transaction that meets an outstanding fault (5.4 of the manual's rules for HUPCF = 0).
+pub(crate) fn blocked(regs: &mut Regs, bank: u8, stall: bool, abort: bool) -> FaultOutcome {
+    if stall && regs.stalls.len() < MAX_STALLS {
+        FaultOutcome::Stall(wait(regs, bank, false))
+    } else {
+        FaultOutcome::Terminate { abort }
+    }
+}
+
+/// RESUME: the recorded transaction is retried or terminated, those that waited behind it are retried.
+/// Nothing happens if nothing is stalled, and on MMU-500 while fault bits are still set.
+pub(crate) fn resume(config: &Config, regs: &mut Regs, n: u8, terminate: bool) {
+    let Some(bank) = regs.banks.get_mut(usize::from(n)) else { return };
+    if !bank.fsr().ss() || (config.mmu500 && bank.fsr & Fsr::W1C != 0) {
+        return;
+    }
+    bank.fsr &= !Fsr::new().with_ss(true).into_bits();
+    let abort = Sctlr::from_bits(bank.sctlr).cfre();
+    release(
+        regs,
+        n,
+        |recorded| {
+            if recorded && terminate { Stall::Terminated { abort } } else { Stall::Retry }
+        },
+    );
+}
+
+/// CBAR, CBA2R or the ownership of a bank changed: its stalled transactions are retried and SS goes away.
+pub(crate) fn retry_all(regs: &mut Regs, n: u8) {
+    if let Some(bank) = regs.banks.get_mut(usize::from(n)) {
+        bank.fsr &= !Fsr::new().with_ss(true).into_bits();
+    }
+    release(regs, n, |_| Stall::Retry);
+}
+
+fn release(regs: &mut Regs, n: u8, fate: impl Fn(bool) -> Stall) {
+    for stall in regs.stalls.values_mut() {
+        if let Stall::Waiting { bank, recorded } = *stall
+            && bank == n
+        {
+            *stall = fate(recorded);
+        }
+    }
+}
+
+/// The stream of a fault record, for display.
+pub(crate) fn stream_of(cbfrsynra: u32) -> StreamId {
+    StreamId(cbfrsynra & 0xffff)
+}

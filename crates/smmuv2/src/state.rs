@@ -1,0 +1,197 @@
+//! Everything an SMMUv2 remembers, as one plain struct; reset, save and restore.
+
+use std::collections::BTreeMap;
+
+use portcullis_arch::smmuv2::{Acr, Cbar, Cr0, Cr2, Fsr, S2cr, Scr1};
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use crate::config::Config;
+
+/// The registers that exist once per security state.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Side {
+    pub cr0: u32,
+    pub cr2: u32,
+    pub acr: u32,
+    pub gfsr: u32,
+    pub gfar: u64,
+    pub gfsynr: [u32; 3],
+    pub gpar: u64,
+}
+
+impl Side {
+    pub fn cr0(&self) -> Cr0 {
+        Cr0::from_bits(self.cr0)
+    }
+    pub fn cr2(&self) -> Cr2 {
+        Cr2::from_bits(self.cr2)
+    }
+}
+
+/// One context bank, with the registers of global space 1 that belong to it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Bank {
+    pub cbar: u32,
+    pub cba2r: u32,
+    pub cbfrsynra: u32,
+    pub sctlr: u32,
+    pub actlr: u32,
+    pub tcr2: u32,
+    pub ttbr: [u64; 2],
+    pub tcr: u32,
+    pub contextidr: u32,
+    pub mair: [u32; 2],
+    pub par: u64,
+    /// Without FORMAT, which is computed when read.
+    pub fsr: u32,
+    pub far: u64,
+    pub fsynr: [u32; 2],
+    pub ipafar: u64,
+    pub impdef: [u32; 2],
+}
+
+impl Bank {
+    pub fn fsr(&self) -> Fsr {
+        Fsr::from_bits(self.fsr)
+    }
+    pub fn cbar(&self) -> Cbar {
+        Cbar::from_bits(self.cbar)
+    }
+}
+
+/// A transaction that waits for RESUME, or whose fate is known but not yet asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Stall {
+    /// Waits in `bank`. `recorded`: it is the one that FSR describes.
+    Waiting {
+        bank: u8,
+        recorded: bool,
+    },
+    Retry,
+    Terminated {
+        abort: bool,
+    },
+}
+
+/// All registers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Regs {
+    /// Non-secure, secure.
+    pub side: [Side; 2],
+    pub scr1: u32,
+    pub smr: Vec<u32>,
+    pub s2cr: Vec<u32>,
+    pub compindex: Vec<u8>,
+    pub banks: Vec<Bank>,
+    pub stalls: BTreeMap<u64, Stall>,
+    pub next_tag: u64,
+    /// MMU-500 TBUQOS0 to 3.
+    pub tbuqos: [u32; 4],
+}
+
+impl Regs {
+    pub fn reset(c: &Config) -> Self {
+        let m = c.mmu500;
+        let side = |ns: bool| Side {
+            cr0: c.cr0_reset().into_bits(),
+            cr2: Cr2::new().into_bits(),
+            acr: if m {
+                let a = Acr::new().with_cache_lock(true).with_s1wc2en(true);
+                a.with_s2wc2en(ns).with_ipa2pa_cen(ns).into_bits()
+            } else {
+                0
+            },
+            ..Side::default()
+        };
+        let bank = Bank {
+            cbar: if m { Cbar::new().with_type_code(2).into_bits() } else { 0 },
+            sctlr: if m { 0x100 } else { 0 },
+            actlr: if m { 3 } else { 0 },
+            tcr2: if m { 0x60 } else { 0 },
+            ..Bank::default()
+        };
+        let groups = usize::from(c.stream_groups);
+        let s2cr = if m { S2cr::new().with_type_code(2).into_bits() } else { 0 };
+        Self {
+            side: [side(true), side(false)],
+            scr1: c.scr1_reset().into_bits(),
+            smr: vec![0; groups],
+            s2cr: vec![s2cr; groups],
+            compindex: if c.compressed_index { vec![0; 1 << c.stream_id_bits] } else { Vec::new() },
+            banks: vec![bank; usize::from(c.context_banks)],
+            stalls: BTreeMap::new(),
+            next_tag: 1,
+            tbuqos: [0; 4],
+        }
+    }
+
+    pub fn scr1(&self) -> Scr1 {
+        Scr1::from_bits(self.scr1)
+    }
+
+    /// True if bank `n` belongs to the secure side.
+    pub fn bank_is_secure(&self, c: &Config, n: usize) -> bool {
+        c.secure && n >= usize::from(self.scr1().nsnumcbo())
+    }
+}
+
+/// A saved SMMU: everything but the wiring. Opaque; `serde` writes it in any format.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct State {
+    version: u32,
+    config: Config,
+    regs: Regs,
+}
+
+/// A saved state that does not fit.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum RestoreError {
+    /// Written by another version of the format.
+    #[error("saved state has version {0}, this model reads version {VERSION}")]
+    Version(u32),
+    /// Saved from an SMMU of another configuration.
+    #[error("saved state is of an SMMU with another configuration")]
+    Config,
+    /// Inconsistent contents.
+    #[error("saved state is damaged: {0}")]
+    Damaged(&'static str),
+}
+
+pub(crate) const VERSION: u32 = 1;
+
+impl State {
+    pub(crate) fn new(config: &Config, regs: &Regs) -> Self {
+        // Naming every field makes a new one break the build until it is handled here and in `into_regs`.
+        let Regs { side, scr1, smr, s2cr, compindex, banks, stalls, next_tag, tbuqos } = regs.clone();
+        let regs = Regs { side, scr1, smr, s2cr, compindex, banks, stalls, next_tag, tbuqos };
+        Self { version: VERSION, config: config.clone(), regs }
+    }
+
+    pub(crate) fn into_regs(self, config: &Config) -> Result<Regs, RestoreError> {
+        let Self { version, config: saved, regs } = self;
+        if version != VERSION {
+            return Err(RestoreError::Version(version));
+        }
+        if saved != *config {
+            return Err(RestoreError::Config);
+        }
+        let fresh = Regs::reset(config);
+        if regs.smr.len() != fresh.smr.len()
+            || regs.s2cr.len() != fresh.s2cr.len()
+            || regs.compindex.len() != fresh.compindex.len()
+            || regs.banks.len() != fresh.banks.len()
+        {
+            return Err(RestoreError::Damaged("register counts do not match the configuration"));
+        }
+        let bad =
+            |s: &Stall| matches!(s, Stall::Waiting { bank, .. } if usize::from(*bank) >= regs.banks.len());
+        if regs.stalls.values().any(bad) {
+            return Err(RestoreError::Damaged("a stalled transaction names a bank that does not exist"));
+        }
+        if regs.stalls.keys().next_back().is_some_and(|t| *t >= regs.next_tag) {
+            return Err(RestoreError::Damaged("a stalled transaction has a tag from the future"));
+        }
+        Ok(regs)
+    }
+}

@@ -1,0 +1,668 @@
+//! A port: what a device holds instead of the SMMU.
+//!
+//! A [`Tbu`] belongs to one device and is used through `&mut self`. It keeps the configuration of the streams it has
+//! seen and a private [`Tlb`]; it asks the SMMU (the [`Tcu`]) only when it has not seen a stream since registers last
+//! changed, or to record a fault. A hit therefore takes no lock and writes only the port's own mark; a miss whose
+//! configuration is cached walks the tables in the port's own thread, without a lock.
+//!
+//! The memory access happens inside the translation's guard: between the port's mark going up and down.
+//! [`crate::sync`] says how an invalidation waits for that.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use portcullis_arch::{Access, Attributes, Iova, Pa};
+use portcullis_bus::{
+    BusError, CopyError, CopySide, DmaError, DmaFault, DmaPort, Initiator, Memory, StallState, StallTag,
+};
+
+use crate::perms::{AccessKind, Perms};
+use crate::record::NoRecord;
+use crate::stage::{Fault, Nested, Walked, combine};
+use crate::sync::{InFlight, Invalidation, SyncLog, light_barrier};
+use crate::tlb::{ContextIndex, ContextKey, Hit, Sizes, Tlb};
+
+/// A translation context as a port caches it: everything a walk needs, decoded from registers or tables.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Context {
+    /// TLB tags.
+    pub key: ContextKey,
+    /// The SMMU's own number for it (the context bank), handed back with faults.
+    pub bank: u16,
+    /// The address bits that the bus delivers.
+    pub va_mask: u64,
+    /// The stages.
+    pub stages: Nested,
+    /// The transaction's attributes after all overrides that precede translation.
+    pub incoming: Attributes,
+    /// Attributes that a bypassed stage 2 adds, if any.
+    pub after: Option<Attributes>,
+    /// Walks may be kept in the TLB (not while every stage is off).
+    pub cacheable: bool,
+}
+
+impl Context {
+    /// The outgoing attributes for what the tables say.
+    #[inline]
+    fn outgoing(&self, tables: Attributes) -> Attributes {
+        let i = self.incoming;
+        let a = match (&self.stages.stage1, &self.stages.stage2) {
+            (Some(_), _) => tables.with_non_secure(tables.non_secure() || i.non_secure()),
+            (None, Some(_)) => return combine(i, tables),
+            (None, None) => return i,
+        };
+        a.with_privileged(i.privileged()).with_instruction(i.instruction())
+    }
+
+    fn table_attributes(&self, walked: Attributes) -> Attributes {
+        self.after.map_or(walked, |after| combine(walked, after))
+    }
+}
+
+/// What an SMMU makes of a stream.
+#[derive(Clone, Debug)]
+pub enum Resolution {
+    /// No translation; the address keeps the bits of `mask`. May be cached.
+    Bypass {
+        /// Attributes after overrides.
+        attrs: Attributes,
+        /// Address bits that exist at the output.
+        mask: u64,
+    },
+    /// Translation through a context. May be cached.
+    Translate(Arc<Context>),
+    /// Refused, recorded by the SMMU as it demands. Never cached.
+    Refused(FaultOutcome),
+}
+
+/// What becomes of a transaction that faulted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FaultOutcome {
+    /// Configuration changed meanwhile: look again.
+    Retry,
+    /// Over.
+    Terminate {
+        /// Error response (true), or read zeros and ignore writes (false).
+        abort: bool,
+    },
+    /// Waits for software.
+    Stall(StallTag),
+}
+
+/// The SMMU as its ports see it.
+pub trait Tcu: Send + Sync {
+    /// The memory that table walks read.
+    type Walker: Memory;
+
+    /// The invalidation log.
+    fn log(&self) -> &SyncLog;
+    /// The memory that table walks read.
+    fn walker(&self) -> &Self::Walker;
+    /// The configuration of a stream for a transaction to `va`. Records a fault if there is one.
+    fn resolve(&self, from: &Initiator, va: u64, access: Access) -> Resolution;
+    /// Records the fault of a walk through `context`. If the configuration may have changed since generation `seen`
+    /// the answer is [`FaultOutcome::Retry`] and nothing is recorded; `None` records whatever happened meanwhile.
+    fn fault(
+        &self,
+        from: &Initiator,
+        va: u64,
+        access: Access,
+        context: &Context,
+        seen: Option<u64>,
+        fault: Fault,
+    ) -> FaultOutcome;
+    /// What became of a stalled transaction.
+    fn stall_state(&self, tag: StallTag) -> StallState;
+}
+
+/// A finished translation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Translated {
+    /// Output address.
+    pub pa: Pa,
+    /// Bytes from there for which the translation holds (to the end of the page).
+    pub left: u64,
+    /// Attributes of the outgoing transaction.
+    pub attrs: Attributes,
+}
+
+/// A TLB entry, for explanations.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CachedEntry {
+    /// Output address of the byte asked for.
+    pub pa: Pa,
+    /// log2 of the page size.
+    pub size_log2: u8,
+    /// What it allows.
+    pub perms: Perms,
+    /// Global.
+    pub global: bool,
+}
+
+/// What a port did since it was made. Plain counters, private to the port.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stats {
+    /// Translations answered by the TLB.
+    pub hits: u64,
+    /// Walks.
+    pub walks: u64,
+    /// Streams looked up in the SMMU's configuration.
+    pub resolutions: u64,
+    /// Transactions refused or stalled.
+    pub refused: u64,
+}
+
+struct Cached {
+    context: Arc<Context>,
+    index: ContextIndex,
+    sizes: Sizes,
+}
+
+enum Config {
+    Bypass { attrs: Attributes, mask: u64 },
+    Translate(Cached),
+}
+
+struct Slot {
+    from: Initiator,
+    config: Config,
+}
+
+const SLOTS: usize = 64;
+const MAX_CONTEXTS: usize = 1024;
+const MAX_ATTRS: usize = 256;
+/// Longest piece moved inside one guard, so that an invalidation never waits for more than one such memcpy.
+const PIECE: usize = 256 * 1024;
+/// How often a transaction looks again because the configuration changed under it. Software that rewrites registers
+/// without end must not hold a device for ever.
+const RETRIES: usize = 64;
+/// Default TLB size: 8192 entries of 16 bytes.
+pub const DEFAULT_ENTRIES: usize = 8192;
+
+/// A port of an SMMU `T` that accesses memory through `M`.
+pub struct Tbu<T: Tcu, M> {
+    tcu: Arc<T>,
+    memory: M,
+    in_flight: Arc<InFlight>,
+    mark: u64,
+    seen: u64,
+    asymmetric: bool,
+    last: usize,
+    slots: Vec<Slot>,
+    victim: usize,
+    tlb: Tlb,
+    attrs: Vec<Attributes>,
+    stats: Stats,
+}
+
+struct Run {
+    pa: Pa,
+    len: usize,
+    first: usize,
+    attrs: Attributes,
+}
+
+impl<T: Tcu, M: Memory> Tbu<T, M> {
+    /// A port with a TLB of `entries` entries.
+    pub fn new(tcu: Arc<T>, memory: M, entries: usize) -> Self {
+        let in_flight = tcu.log().register();
+        let asymmetric = tcu.log().asymmetric();
+        let seen = tcu.log().generation();
+        Self {
+            tcu,
+            memory,
+            in_flight,
+            mark: 0,
+            seen,
+            asymmetric,
+            last: 0,
+            slots: Vec::new(),
+            victim: 0,
+            tlb: Tlb::new(entries),
+            attrs: Vec::new(),
+            stats: Stats::default(),
+        }
+    }
+
+    /// The SMMU behind this port.
+    pub fn tcu(&self) -> &Arc<T> {
+        &self.tcu
+    }
+
+    /// The memory this port accesses.
+    pub fn memory(&self) -> &M {
+        &self.memory
+    }
+
+    /// Counters.
+    pub fn stats(&self) -> Stats {
+        self.stats
+    }
+
+    /// Translates `va` and calls `f` with the result and the memory, inside the guard: an invalidation that begins now
+    /// is not reported complete before `f` returns. `f` should only make the access.
+    ///
+    /// # Errors
+    /// The transaction was terminated or is stalled; the SMMU has recorded why.
+    #[inline]
+    pub fn with_translation<R>(
+        &mut self,
+        from: &Initiator,
+        va: Iova,
+        access: Access,
+        f: impl FnOnce(Translated, &M) -> R,
+    ) -> Result<R, FaultOutcome> {
+        self.enter();
+        let result = self.translate_inside(from, va.get(), access).map(|t| f(t, &self.memory));
+        self.leave();
+        result
+    }
+
+    /// Translates `va` without making an access. The answer may be out of date by the time it is looked at; use
+    /// [`with_translation`](Tbu::with_translation) to act on it.
+    ///
+    /// # Errors
+    /// As for [`with_translation`](Tbu::with_translation).
+    #[inline]
+    pub fn translate(
+        &mut self,
+        from: &Initiator,
+        va: Iova,
+        access: Access,
+    ) -> Result<Translated, FaultOutcome> {
+        self.with_translation(from, va, access, |t, _| t)
+    }
+
+    /// The TLB entry that a transaction would hit, if any, without side effects other than catching up with
+    /// invalidations.
+    pub fn cached(&mut self, from: &Initiator, va: Iova) -> Option<CachedEntry> {
+        self.catch_up();
+        let slot = self.slots.iter().find(|s| s.from == *from)?;
+        let Config::Translate(c) = &slot.config else { return None };
+        let hit = self.tlb.lookup(&c.sizes, va.get() & c.context.va_mask)?;
+        Some(CachedEntry { pa: Pa(hit.pa), size_log2: hit.size_log2, perms: hit.perms, global: hit.global })
+    }
+
+    #[inline(always)]
+    fn enter(&mut self) {
+        self.mark += 1;
+        self.in_flight.set(self.mark, Ordering::Relaxed);
+        light_barrier(self.asymmetric);
+        if self.tcu.log().generation() != self.seen {
+            self.catch_up();
+        }
+    }
+
+    #[inline(always)]
+    fn leave(&mut self) {
+        self.mark += 1;
+        self.in_flight.set(self.mark, Ordering::Release);
+    }
+
+    #[cold]
+    fn catch_up(&mut self) {
+        let (tlb, slots) = (&mut self.tlb, &mut self.slots);
+        self.seen = self.tcu.log().catch_up(self.seen, |what| match what {
+            None | Some(Invalidation::Everything) => {
+                tlb.clear();
+                slots.clear();
+            }
+            Some(Invalidation::Config) => slots.clear(),
+            Some(Invalidation::Contexts(scope)) => tlb.forget_contexts(&scope),
+            Some(Invalidation::Address(scope, va)) => tlb.forget_address(&scope, va),
+        });
+        self.refresh();
+    }
+
+    /// Takes the TLB's page sizes of every slot anew.
+    fn refresh(&mut self) {
+        for slot in &mut self.slots {
+            if let Config::Translate(c) = &mut slot.config {
+                c.sizes = self.tlb.sizes(c.index);
+            }
+        }
+    }
+
+    #[inline]
+    fn translate_inside(
+        &mut self,
+        from: &Initiator,
+        va: u64,
+        access: Access,
+    ) -> Result<Translated, FaultOutcome> {
+        if let Some(slot) = self.slots.get(self.last)
+            && slot.from == *from
+            && let Config::Translate(c) = &slot.config
+            && let Some(hit) = self.tlb.lookup(&c.sizes, va & c.context.va_mask)
+            && hit.perms.allows(AccessKind::new(access, c.context.incoming))
+        {
+            self.stats.hits += 1;
+            let tables = self.attrs.get(usize::from(hit.attrs)).copied().unwrap_or_default();
+            let attrs = c.context.outgoing(tables);
+            return Ok(Translated { pa: Pa(hit.pa), left: hit.left, attrs });
+        }
+        self.translate_slow(from, va, access, true)
+    }
+
+    /// The path of a miss. Without `record`, a fault is not reported to the SMMU.
+    fn translate_slow(
+        &mut self,
+        from: &Initiator,
+        va: u64,
+        access: Access,
+        record: bool,
+    ) -> Result<Translated, FaultOutcome> {
+        let over = FaultOutcome::Terminate { abort: true };
+        for attempt in 0..RETRIES {
+            let config = match self.slot(from) {
+                Some(at) => {
+                    self.last = at;
+                    &self.slots[at].config
+                }
+                None if !record => return Err(over),
+                None => match self.learn(from, va, access) {
+                    Ok(at) => &self.slots[at].config,
+                    Err(FaultOutcome::Retry) => {
+                        self.catch_up();
+                        continue;
+                    }
+                    Err(outcome) => {
+                        self.stats.refused += 1;
+                        return Err(outcome);
+                    }
+                },
+            };
+            let c = match config {
+                Config::Bypass { attrs, mask } => {
+                    let pa = va & mask;
+                    return Ok(Translated { pa: Pa(pa), left: 4096 - (pa & 4095), attrs: *attrs });
+                }
+                Config::Translate(c) => c,
+            };
+            let input = va & c.context.va_mask;
+            let kind = AccessKind::new(access, c.context.incoming);
+            if let Some(hit) = self.tlb.lookup(&c.sizes, input)
+                && hit.perms.allows(kind)
+            {
+                self.stats.hits += 1;
+                let tables = self.attrs.get(usize::from(hit.attrs)).copied().unwrap_or_default();
+                return Ok(Translated { pa: Pa(hit.pa), left: hit.left, attrs: c.context.outgoing(tables) });
+            }
+            self.stats.walks += 1;
+            match c.context.stages.translate(self.tcu.walker(), input, kind, &mut NoRecord) {
+                Ok(walked) => return Ok(self.fill(input, walked)),
+                Err(_) if !record => return Err(over),
+                Err(fault) => {
+                    let context = c.context.clone();
+                    let seen = (attempt + 1 < RETRIES).then_some(self.seen);
+                    match self.tcu.fault(from, va, access, &context, seen, fault) {
+                        FaultOutcome::Retry => self.catch_up(),
+                        outcome => {
+                            self.stats.refused += 1;
+                            return Err(outcome);
+                        }
+                    }
+                }
+            }
+        }
+        self.stats.refused += 1;
+        Err(over)
+    }
+
+    #[inline]
+    fn slot(&self, from: &Initiator) -> Option<usize> {
+        match self.slots.get(self.last) {
+            Some(s) if s.from == *from => Some(self.last),
+            _ => self.slots.iter().position(|s| s.from == *from),
+        }
+    }
+
+    #[cold]
+    fn learn(&mut self, from: &Initiator, va: u64, access: Access) -> Result<usize, FaultOutcome> {
+        self.stats.resolutions += 1;
+        if self.tlb.contexts() > MAX_CONTEXTS {
+            self.tlb.clear();
+            self.slots.clear();
+        }
+        let config = match self.tcu.resolve(from, va, access) {
+            Resolution::Bypass { attrs, mask } => Config::Bypass { attrs, mask },
+            Resolution::Translate(context) => {
+                let index = self.tlb.context(context.key);
+                Config::Translate(Cached { index, sizes: self.tlb.sizes(index), context })
+            }
+            Resolution::Refused(outcome) => return Err(outcome),
+        };
+        let slot = Slot { from: *from, config };
+        let at = if self.slots.len() < SLOTS {
+            self.slots.push(slot);
+            self.slots.len() - 1
+        } else {
+            self.victim = (self.victim + 1) % SLOTS;
+            self.slots[self.victim] = slot;
+            self.victim
+        };
+        self.last = at;
+        Ok(at)
+    }
+
+    /// Fills the TLB for the slot used last.
+    #[inline]
+    fn fill(&mut self, input: u64, w: Walked) -> Translated {
+        let size = 1u64 << w.size_log2;
+        let left = size - (input & (size - 1));
+        let Some(Slot { config: Config::Translate(c), .. }) = self.slots.get_mut(self.last) else {
+            return Translated { pa: Pa(w.pa), left: 1, attrs: w.attrs };
+        };
+        let tables = c.context.table_attributes(w.attrs);
+        let attrs = c.context.outgoing(tables);
+        if c.context.cacheable {
+            let known = self.attrs.iter().position(|a| *a == tables);
+            let epoch = self.tlb.epoch();
+            let at = known.unwrap_or_else(|| {
+                if self.attrs.len() == MAX_ATTRS {
+                    self.attrs.clear();
+                    self.tlb.clear();
+                    c.index = self.tlb.context(c.context.key);
+                }
+                self.attrs.push(tables);
+                self.attrs.len() - 1
+            });
+            let entry = (w.perms, at as u8, w.global);
+            c.sizes = self.tlb.fill(c.index, input, w.pa & !(size - 1), w.size_log2, entry);
+            if self.tlb.epoch() != epoch {
+                self.forget_other_slots();
+            }
+        }
+        Translated { pa: Pa(w.pa), left, attrs }
+    }
+
+    /// After the TLB started over: every slot but the one in use is looked up again when it is next needed.
+    #[cold]
+    fn forget_other_slots(&mut self) {
+        if self.last < self.slots.len() {
+            self.slots.swap(0, self.last);
+        }
+        self.slots.truncate(1);
+        self.last = 0;
+    }
+
+    /// The longest run from `va` whose output is contiguous, at most `max` bytes. Called inside the guard.
+    #[inline]
+    fn run(&mut self, from: &Initiator, va: u64, access: Access, max: usize) -> Result<Run, FaultOutcome> {
+        let t = self.translate_inside(from, va, access)?;
+        let first = usize::try_from(t.left).unwrap_or(usize::MAX).min(max);
+        let mut len = first;
+        while len < max {
+            let next = va.wrapping_add(len as u64);
+            let more = match self.peek(from, next, access) {
+                Some(m) => m,
+                None => match self.translate_slow(from, next, access, false) {
+                    Ok(m) => m,
+                    // The next piece finds the fault again and reports it in its own turn.
+                    Err(_) => break,
+                },
+            };
+            if more.pa.get() != t.pa.get().wrapping_add(len as u64) || more.attrs != t.attrs {
+                break;
+            }
+            len += usize::try_from(more.left).unwrap_or(usize::MAX).min(max - len);
+        }
+        Ok(Run { pa: t.pa, len, first, attrs: t.attrs })
+    }
+
+    #[inline]
+    fn peek(&mut self, from: &Initiator, va: u64, access: Access) -> Option<Translated> {
+        let slot = self.slots.get(self.last)?;
+        let Config::Translate(c) = &slot.config else { return None };
+        if slot.from != *from {
+            return None;
+        }
+        let hit: Hit = self.tlb.lookup(&c.sizes, va & c.context.va_mask)?;
+        if !hit.perms.allows(AccessKind::new(access, c.context.incoming)) {
+            return None;
+        }
+        self.stats.hits += 1;
+        let tables = self.attrs.get(usize::from(hit.attrs)).copied().unwrap_or_default();
+        Some(Translated { pa: Pa(hit.pa), left: hit.left, attrs: c.context.outgoing(tables) })
+    }
+
+    /// Moves one piece inside a guard: `Ok(bytes)`, or the fault. A run that memory refuses is tried again up to its
+    /// first page, so that what lies before the refused page is transferred.
+    #[inline]
+    fn piece(
+        &mut self,
+        from: &Initiator,
+        va: u64,
+        access: Access,
+        max: usize,
+        mut transfer: impl FnMut(&M, Option<&Run>, usize) -> Result<(), BusError>,
+    ) -> Result<usize, DmaFault> {
+        self.enter();
+        let result = match self.run(from, va, access, max.min(PIECE)) {
+            Ok(run) => match transfer(&self.memory, Some(&run), run.len) {
+                Ok(()) => Ok(run.len),
+                Err(e) if run.len == run.first => Err(e.into()),
+                Err(_) => {
+                    transfer(&self.memory, Some(&run), run.first).map(|()| run.first).map_err(Into::into)
+                }
+            },
+            Err(FaultOutcome::Terminate { abort: false }) => {
+                let n = (4096 - (va & 4095) as usize).min(max);
+                // Read as zero, write ignored: nothing reaches memory.
+                transfer(&self.memory, None, n).map(|()| n).map_err(Into::into)
+            }
+            Err(FaultOutcome::Stall(tag)) => Err(DmaFault::Stalled(tag)),
+            Err(_) => Err(DmaFault::Terminated),
+        };
+        self.leave();
+        result
+    }
+}
+
+impl<T: Tcu, M: Memory> DmaPort for Tbu<T, M> {
+    #[inline]
+    fn read(&mut self, from: Initiator, addr: Iova, buf: &mut [u8]) -> Result<(), DmaError> {
+        let mut done = 0;
+        while done < buf.len() {
+            let rest = &mut buf[done..];
+            let max = rest.len();
+            let va = addr.get().wrapping_add(done as u64);
+            let n = self.piece(&from, va, Access::Read, max, |memory, run, n| match run {
+                Some(run) => memory.read(run.pa, run.attrs, &mut rest[..n]),
+                None => {
+                    rest[..n].fill(0);
+                    Ok(())
+                }
+            });
+            done += n.map_err(|fault| DmaError { done, fault })?;
+        }
+        Ok(())
+    }
+
+    #[inline]
+    fn write(&mut self, from: Initiator, addr: Iova, buf: &[u8]) -> Result<(), DmaError> {
+        let mut done = 0;
+        while done < buf.len() {
+            let rest = &buf[done..];
+            let va = addr.get().wrapping_add(done as u64);
+            let n = self.piece(&from, va, Access::Write, rest.len(), |memory, run, n| match run {
+                Some(run) => memory.write(run.pa, run.attrs, &rest[..n]),
+                None => Ok(()),
+            });
+            done += n.map_err(|fault| DmaError { done, fault })?;
+        }
+        Ok(())
+    }
+
+    fn copy(&mut self, src: (Initiator, Iova), dst: (Initiator, Iova), len: usize) -> Result<(), CopyError> {
+        let mut done = 0;
+        while done < len {
+            let max = (len - done).min(PIECE);
+            let (s, d) = (src.1.wrapping_add(done as u64), dst.1.wrapping_add(done as u64));
+            self.enter();
+            let piece = self.copy_piece((&src.0, s.get()), (&dst.0, d.get()), max);
+            self.leave();
+            match piece {
+                Ok(n) => done += n,
+                // The general way: page by page through a buffer, with every rule about zeros, stalls and refusals.
+                Err(()) => {
+                    let n = (4096 - (s.get() & 4095) as usize).min(4096 - (d.get() & 4095) as usize).min(max);
+                    self.copy_slowly((src.0, s), (dst.0, d), n).map_err(|e| CopyError {
+                        side: e.side,
+                        error: DmaError { done: done + e.error.done, fault: e.error.fault },
+                    })?;
+                    done += n;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn stall_state(&mut self, tag: StallTag) -> StallState {
+        self.tcu.stall_state(tag)
+    }
+}
+
+impl<T: Tcu, M: Memory> Tbu<T, M> {
+    /// One memory-to-memory piece inside the guard, without a buffer; `Err` if anything is out of the ordinary.
+    #[inline]
+    fn copy_piece(
+        &mut self,
+        src: (&Initiator, u64),
+        dst: (&Initiator, u64),
+        max: usize,
+    ) -> Result<usize, ()> {
+        let s = self.quiet_run(src.0, src.1, Access::Read, max).ok_or(())?;
+        let d = self.quiet_run(dst.0, dst.1, Access::Write, s.len).ok_or(())?;
+        let n = d.len.min(s.len);
+        self.memory.copy((s.pa, s.attrs), (d.pa, d.attrs), n).map(|()| n).map_err(|_| ())
+    }
+
+    /// [`run`](Tbu::run) that reports nothing: a fault is left for the slow way to find.
+    fn quiet_run(&mut self, from: &Initiator, va: u64, access: Access, max: usize) -> Option<Run> {
+        self.slot(from)?;
+        match self.peek(from, va, access) {
+            Some(_) => {}
+            None => {
+                self.translate_slow(from, va, access, false).ok()?;
+            }
+        }
+        self.run(from, va, access, max).ok()
+    }
+
+    #[cold]
+    fn copy_slowly(
+        &mut self,
+        src: (Initiator, Iova),
+        dst: (Initiator, Iova),
+        len: usize,
+    ) -> Result<(), CopyError> {
+        let mut buf = [0u8; 4096];
+        let buf = &mut buf[..len.min(4096)];
+        let side = |side| move |error| CopyError { side, error };
+        let read = self.read(src.0, src.1, buf);
+        let have = read.err().map_or(buf.len(), |e| e.done);
+        self.write(dst.0, dst.1, &buf[..have]).map_err(side(CopySide::Destination))?;
+        read.map_err(side(CopySide::Source))
+    }
+}

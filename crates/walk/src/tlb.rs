@@ -1,0 +1,417 @@
+//! A bounded, set-associative TLB with 16 bytes per entry.
+//!
+//! An entry's first word is its tag: the input address of its first byte with, in the twelve low bits that a page
+//! address does not need, the number of a *(context, page size)* pair. The second word holds the output page, the
+//! permissions, an index into a table of attributes and the global bit. Entries of one context share their pair
+//! number per page size, so forgetting a whole address space means forgetting its numbers: constant time,
+//! whatever the TLB holds. A lookup probes one set of four entries, one cache line of tags and data, per page
+//! size that the context uses.
+
+use crate::perms::Perms;
+use crate::sync::Scope;
+
+/// Ways of a set.
+pub const WAYS: usize = 4;
+
+/// Translation regimes that never share entries (IHI 0062D: StreamWorld in SMMUv3).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Regime {
+    /// EL1/EL0.
+    Guest,
+    /// Hyp (EL2).
+    Hyp,
+    /// Monitor (EL3).
+    Monitor,
+}
+
+/// The stages that an entry of a context stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum TlbStage {
+    /// Stage 1 only.
+    Stage1,
+    /// Stage 2 only: looked up by IPA.
+    Stage2,
+    /// Stage 1 and stage 2 in one.
+    Combined,
+}
+
+/// What entries are tagged with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ContextKey {
+    /// Security state.
+    pub secure: bool,
+    /// Translation regime.
+    pub regime: Regime,
+    /// Stages.
+    pub stage: TlbStage,
+    /// VMID; 0 where the regime has none.
+    pub vmid: u16,
+    /// ASID; 0 where the regime has none.
+    pub asid: u16,
+    /// Input address bits that the bus delivers; operands of invalidations are cut to them.
+    pub va_bits: u8,
+}
+
+/// What a hit gives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Hit {
+    /// Output address of the byte asked for.
+    pub pa: u64,
+    /// Bytes from there to the end of the entry's page.
+    pub left: u64,
+    /// Permissions.
+    pub perms: Perms,
+    /// Index into the owner's attribute table.
+    pub attrs: u8,
+    /// log2 of the entry's page size.
+    pub size_log2: u8,
+    /// Global.
+    pub global: bool,
+}
+
+#[derive(Clone, Copy, Default)]
+#[repr(align(64))]
+struct Set {
+    tag: [u64; WAYS],
+    data: [u64; WAYS],
+}
+
+/// A page size in use by a context.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct SizeId {
+    shift: u8,
+    id: u16,
+}
+
+const MAX_ID: u16 = 0xfff;
+const SIZES: usize = 8;
+
+/// The page sizes of one context, the one that hit last first.
+#[derive(Clone, Copy, Debug)]
+pub struct Sizes {
+    n: u8,
+    ids: [SizeId; SIZES],
+}
+
+impl Default for Sizes {
+    fn default() -> Self {
+        Self { n: 0, ids: [SizeId { shift: 12, id: 0 }; SIZES] }
+    }
+}
+
+struct Context {
+    key: ContextKey,
+    sizes: Sizes,
+}
+
+/// The TLB of one port.
+pub struct Tlb {
+    sets: Vec<Set>,
+    contexts: Vec<Context>,
+    next_id: u16,
+    victim: u32,
+    sets_log2: u32,
+    epoch: u64,
+}
+
+/// Names a context inside the TLB until the next [`Tlb::catch`]-all flush or forgetting of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ContextIndex(u32);
+
+const GLOBAL: u64 = 1 << 14;
+const PA_SHIFT: u32 = 15;
+
+impl Tlb {
+    /// A TLB of at least `entries` entries, rounded up to a power of two of at least four. Memory is taken when the
+    /// first entry is filled.
+    pub fn new(entries: usize) -> Self {
+        let sets = entries.clamp(WAYS, 1 << 24).div_ceil(WAYS).next_power_of_two();
+        Self {
+            sets: Vec::new(),
+            contexts: Vec::new(),
+            next_id: 1,
+            victim: 0,
+            sets_log2: sets.trailing_zeros(),
+            epoch: 0,
+        }
+    }
+
+    /// Number of entries it can hold.
+    pub fn capacity(&self) -> usize {
+        WAYS << self.sets_log2
+    }
+
+    /// Bytes of memory that a full TLB takes per entry, context tables left aside.
+    pub const fn bytes_per_entry() -> usize {
+        size_of::<Set>() / WAYS
+    }
+
+    /// Forgets everything.
+    pub fn clear(&mut self) {
+        self.contexts.clear();
+        self.next_id = 1;
+        self.sets.fill(Set::default());
+        self.epoch += 1;
+    }
+
+    /// Changes whenever page sizes that [`sizes`](Tlb::sizes) or [`fill`](Tlb::fill) returned earlier must be asked for
+    /// again, because their numbers may be given to others.
+    #[inline]
+    pub fn epoch(&self) -> u64 {
+        self.epoch
+    }
+
+    /// Number of contexts known.
+    pub fn contexts(&self) -> usize {
+        self.contexts.len()
+    }
+
+    /// The index of `key`'s context, made if needed.
+    pub fn context(&mut self, key: ContextKey) -> ContextIndex {
+        let at = self.contexts.iter().position(|c| c.key == key).unwrap_or_else(|| {
+            self.contexts.push(Context { key, sizes: Sizes::default() });
+            self.contexts.len() - 1
+        });
+        ContextIndex(at as u32)
+    }
+
+    /// The page sizes of a context, for [`lookup`](Tlb::lookup).
+    pub fn sizes(&self, context: ContextIndex) -> Sizes {
+        self.contexts.get(context.0 as usize).map(|c| c.sizes).unwrap_or_default()
+    }
+
+    #[inline(always)]
+    fn index(&self, va: u64, size: SizeId) -> usize {
+        // Pages next to each other land in sets next to each other; contexts are spread by an odd multiplier.
+        ((va >> size.shift) as usize).wrapping_add(usize::from(size.id).wrapping_mul(0x9e37_79b1))
+            & ((1 << self.sets_log2) - 1)
+    }
+
+    /// Looks `va` up in the page sizes of a context.
+    #[inline]
+    pub fn lookup(&self, sizes: &Sizes, va: u64) -> Option<Hit> {
+        for &size in sizes.ids.iter().take(usize::from(sizes.n)) {
+            let inside = (1u64 << size.shift) - 1;
+            let tag = va & !inside | u64::from(size.id);
+            let set = self.sets.get(self.index(va, size))?;
+            for way in 0..WAYS {
+                if set.tag[way] == tag {
+                    let d = set.data[way];
+                    return Some(Hit {
+                        pa: d >> PA_SHIFT << 12 | va & inside,
+                        left: inside + 1 - (va & inside),
+                        perms: Perms(d as u8 & 0x3f),
+                        attrs: (d >> 6) as u8,
+                        size_log2: size.shift,
+                        global: d & GLOBAL != 0,
+                    });
+                }
+            }
+        }
+        None
+    }
+
+    /// Fills an entry: the page of `1 << size_log2` bytes around `va` has its first byte at `page`. Returns the
+    /// context's page sizes, which may have changed. A page below 4 KiB or an address beyond 2^61 is not kept.
+    pub fn fill(
+        &mut self,
+        context: ContextIndex,
+        va: u64,
+        page: u64,
+        size_log2: u8,
+        entry: (Perms, u8, bool),
+    ) -> Sizes {
+        let Some(size) = self.size_id(context, size_log2, page) else { return self.sizes(context) };
+        if self.sets.is_empty() {
+            self.sets = vec![Set::default(); 1 << self.sets_log2];
+        }
+        let tag = va & !((1u64 << size.shift) - 1) | u64::from(size.id);
+        let (perms, attrs, global) = entry;
+        let data = page >> 12 << PA_SHIFT
+            | u64::from(perms.0)
+            | u64::from(attrs) << 6
+            | if global { GLOBAL } else { 0 };
+        self.victim = self.victim.wrapping_add(1);
+        let victim = self.victim as usize % WAYS;
+        let index = self.index(va, size);
+        if let Some(set) = self.sets.get_mut(index) {
+            // The same tag again (after an upgrade of the leaf), a free way, or a victim.
+            let way = (0..WAYS)
+                .find(|&w| set.tag[w] == tag)
+                .or_else(|| (0..WAYS).find(|&w| set.tag[w] == 0))
+                .unwrap_or(victim);
+            set.tag[way] = tag;
+            set.data[way] = data;
+        }
+        self.sizes(context)
+    }
+
+    fn size_id(&mut self, context: ContextIndex, shift: u8, page: u64) -> Option<SizeId> {
+        if !(12..=48).contains(&shift) || page >> 61 != 0 {
+            return None;
+        }
+        let at = context.0 as usize;
+        let sizes = self.contexts.get(at)?.sizes;
+        if let Some(s) = sizes.ids.iter().take(usize::from(sizes.n)).find(|s| s.shift == shift) {
+            return Some(*s);
+        }
+        if usize::from(sizes.n) == SIZES {
+            return None;
+        }
+        if self.next_id > MAX_ID {
+            // Numbers are used up: drop every entry and start over, keeping the contexts themselves.
+            for c in &mut self.contexts {
+                c.sizes = Sizes::default();
+            }
+            self.sets.fill(Set::default());
+            self.next_id = 1;
+            self.epoch += 1;
+        }
+        let id = self.next_id;
+        self.next_id += 1;
+        let c = self.contexts.get_mut(at)?;
+        let n = usize::from(c.sizes.n);
+        c.sizes.ids[n] = SizeId { shift, id };
+        c.sizes.n += 1;
+        Some(SizeId { shift, id })
+    }
+
+    /// Forgets the entries of all contexts in `scope`. With an ASID, global entries of that ASID go as well: removing
+    /// more than was asked for is always allowed.
+    pub fn forget_contexts(&mut self, scope: &Scope) {
+        for c in &mut self.contexts {
+            if scope.covers_but_asid(&c.key) && scope.covers_asid(&c.key) {
+                // Its numbers are never looked up again; the entries die where they are.
+                c.sizes = Sizes::default();
+            }
+        }
+    }
+
+    /// Forgets the entries of the contexts in `scope` that cover `va`; of other ASIDs only global ones.
+    pub fn forget_address(&mut self, scope: &Scope, va: u64) {
+        for i in 0..self.contexts.len() {
+            let Some(c) = self.contexts.get(i) else { continue };
+            if !scope.covers_but_asid(&c.key) {
+                continue;
+            }
+            let only_global = !scope.covers_asid(&c.key);
+            let va = if c.key.va_bits >= 64 { va } else { va & ((1 << c.key.va_bits) - 1) };
+            let sizes = c.sizes;
+            for &size in sizes.ids.iter().take(usize::from(sizes.n)) {
+                let tag = va & !((1u64 << size.shift) - 1) | u64::from(size.id);
+                let index = self.index(va, size);
+                let Some(set) = self.sets.get_mut(index) else { continue };
+                for way in 0..WAYS {
+                    if set.tag[way] == tag && (!only_global || set.data[way] & GLOBAL != 0) {
+                        set.tag[way] = 0;
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sync::StageScope;
+
+    const KEY: ContextKey = ContextKey {
+        secure: false,
+        regime: Regime::Guest,
+        stage: TlbStage::Stage1,
+        vmid: 0,
+        asid: 1,
+        va_bits: 49,
+    };
+    const SCOPE: Scope = Scope {
+        secure: false,
+        regime: Some(Regime::Guest),
+        vmid: Some(0),
+        asid: Some(1),
+        stages: StageScope::All,
+    };
+
+    fn get(t: &Tlb, c: ContextIndex, va: u64) -> Option<u64> {
+        t.lookup(&t.sizes(c), va).map(|h| h.pa)
+    }
+
+    #[test]
+    fn entries_take_sixteen_bytes() {
+        assert_eq!(Tlb::bytes_per_entry(), 16);
+    }
+
+    #[test]
+    fn pages_of_several_sizes_live_together() {
+        let mut t = Tlb::new(64);
+        let c = t.context(KEY);
+        t.fill(c, 0x1234, 0x8000, 12, (Perms::ALL, 3, false));
+        t.fill(c, 0x40_0000, 0x1_0020_0000, 21, (Perms(1), 9, true));
+        assert_eq!(get(&t, c, 0x1fff), Some(0x8fff));
+        let h = t.lookup(&t.sizes(c), 0x5f_fffe).unwrap();
+        assert_eq!((h.pa, h.left, h.perms, h.attrs, h.global), (0x1_003f_fffe, 2, Perms(1), 9, true));
+        assert_eq!(get(&t, c, 0x2000), None);
+        assert_eq!(get(&t, c, 0x60_0000), None);
+    }
+
+    #[test]
+    fn invalidation_by_address_hits_any_byte_of_the_page_and_nothing_else() {
+        let mut t = Tlb::new(64);
+        let c = t.context(KEY);
+        t.fill(c, 0x40_0000, 0x20_0000, 21, (Perms::ALL, 0, false));
+        t.fill(c, 0x1000, 0x8000, 12, (Perms::ALL, 0, false));
+        t.forget_address(&SCOPE, 0x5f_f000);
+        assert_eq!(get(&t, c, 0x40_0000), None);
+        assert_eq!(get(&t, c, 0x1000), Some(0x8000));
+        t.forget_address(&Scope { asid: Some(2), ..SCOPE }, 0x1000);
+        assert_eq!(get(&t, c, 0x1000), Some(0x8000), "another ASID, not global");
+        t.forget_address(&Scope { vmid: Some(9), ..SCOPE }, 0x1000);
+        assert_eq!(get(&t, c, 0x1000), Some(0x8000), "another VMID");
+    }
+
+    #[test]
+    fn global_entries_go_with_an_invalidation_of_any_asid() {
+        let mut t = Tlb::new(64);
+        let c = t.context(KEY);
+        t.fill(c, 0x1000, 0x8000, 12, (Perms::ALL, 0, true));
+        t.forget_address(&Scope { asid: Some(2), ..SCOPE }, 0x1000);
+        assert_eq!(get(&t, c, 0x1000), None);
+    }
+
+    #[test]
+    fn forgetting_a_context_leaves_the_others() {
+        let mut t = Tlb::new(64);
+        let (a, b) = (t.context(KEY), t.context(ContextKey { asid: 2, ..KEY }));
+        t.fill(a, 0x1000, 0x8000, 12, (Perms::ALL, 0, false));
+        t.fill(b, 0x1000, 0x9000, 12, (Perms::ALL, 0, false));
+        t.forget_contexts(&SCOPE);
+        assert_eq!((get(&t, a, 0x1000), get(&t, b, 0x1000)), (None, Some(0x9000)));
+    }
+
+    #[test]
+    fn numbers_of_contexts_never_come_back_to_life() {
+        let mut t = Tlb::new(64);
+        let c = t.context(KEY);
+        for i in 0..3 * u64::from(MAX_ID) {
+            t.fill(c, 0x1000, (i + 1) << 12, 12, (Perms::ALL, 0, false));
+            assert_eq!(get(&t, c, 0x1000), Some((i + 1) << 12));
+            t.forget_contexts(&SCOPE);
+            assert_eq!(get(&t, c, 0x1000), None);
+        }
+    }
+
+    #[test]
+    fn it_is_bounded_and_holds_its_capacity_of_neighbouring_pages() {
+        let mut t = Tlb::new(1024);
+        let c = t.context(KEY);
+        for i in 0..1024u64 {
+            t.fill(c, i << 12, (i + 7) << 12, 12, (Perms::ALL, 0, false));
+        }
+        assert!((0..1024u64).all(|i| get(&t, c, i << 12) == Some((i + 7) << 12)));
+        for i in 1024..8192u64 {
+            t.fill(c, i << 12, (i + 7) << 12, 12, (Perms::ALL, 0, false));
+        }
+        let held = (0..8192u64).filter(|&i| get(&t, c, i << 12).is_some()).count();
+        assert_eq!((held, t.capacity()), (1024, 1024));
+    }
+}
