@@ -314,7 +314,7 @@ pub struct PlPortInfo {
     pub name: &'static str,
     /// Its name in UG1085.
     pub signal: &'static str,
-    /// Bits [9:6] of its stream ids.
+    /// Bits 9:6 of its stream ids.
     pub master: u8,
     /// Its way to memory.
     pub path: SmmuPath,
@@ -378,7 +378,7 @@ impl fmt::Display for PlPort {
     }
 }
 
-/// Composes a stream id: TBU number (0 to 5) in bits [14:10], master in [9:6], AXI ID in [5:0].
+/// Composes a stream id: TBU number (0 to 5) in bits 14:10, master in 9:6, AXI ID in 5:0.
 /// `None` if a part does not fit.
 pub const fn stream_id(tbu: u8, master: u8, axi_id: u8) -> Option<StreamId> {
     if tbu < smmu::TBUS && master < 16 && axi_id < 64 {
@@ -391,11 +391,11 @@ pub const fn stream_id(tbu: u8, master: u8, axi_id: u8) -> Option<StreamId> {
 /// A stream id taken apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Decoded {
-    /// Bits [14:10].
+    /// Bits 14:10.
     pub tbu: u8,
-    /// Bits [9:6].
+    /// Bits 9:6.
     pub master: u8,
-    /// Bits [5:0]: the AXI ID for PL ports, further master bits for the others.
+    /// Bits 5:0: the AXI ID for PL ports, further master bits for the others.
     pub axi_id: u8,
     /// The master that issues this id, or `None` if none does.
     pub source: Option<&'static Master>,

@@ -1,0 +1,20 @@
+//! A machine that runs: the models of a [`MachineDescription`](crate::MachineDescription) on one bus, with time,
+//! interrupts and a record of everything that happens.
+//!
+//! [`Machine`] is the hardware: nothing in it knows a driver. [`platform`] is what drivers get from it: register
+//! windows, memory, a clock. A machine runs in its caller's thread and in simulated time; the same calls give the same
+//! trace.
+
+mod build;
+mod machine;
+pub mod platform;
+mod pool;
+mod port;
+pub mod trace;
+
+pub use build::{BuildError, Options};
+pub use machine::{EngineKind, EngineSlot, Machine, Stuck};
+pub use platform::{Clock, Memory, Registers};
+pub use pool::Pool;
+pub use port::TracingPort;
+pub use trace::{Event, EventKind, Fault, Recording, Tracer, TransactionEvent};
