@@ -1,0 +1,100 @@
+//! `portcullis bench`: the performance goals, measured through the public API, each against a reference timed in the
+//! same process.
+//!
+//! The unit is one uncontended atomic `fetch_add` (RMW). Every figure is the median of several samples, and the RMW is
+//! timed again next to each sample, so that a slow moment of the machine slows both.
+
+mod pages;
+mod peers;
+mod port;
+mod start;
+mod timing;
+
+use serde::Serialize;
+
+/// What a figure is compared with.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Goal {
+    /// At most so many of the unit.
+    AtMost(f64),
+    /// At least so many of the unit.
+    AtLeast(f64),
+    /// No goal: a peer or a reference.
+    None,
+}
+
+/// One line of the table.
+#[derive(Clone, Debug, Serialize)]
+pub struct Figure {
+    /// Number of the goal in the list of performance goals; 0 for references and peers.
+    pub goal_number: u32,
+    /// What was measured.
+    pub what: String,
+    /// The figure, in `figure_unit`.
+    pub figure: f64,
+    /// Its unit.
+    pub figure_unit: &'static str,
+    /// The figure as a ratio to the reference.
+    pub ratio: f64,
+    /// The unit of the ratio.
+    pub ratio_unit: &'static str,
+    /// The goal for the ratio.
+    pub goal: Goal,
+}
+
+impl Figure {
+    /// True if the goal is met (or there is none).
+    pub fn met(&self) -> bool {
+        match self.goal {
+            Goal::AtMost(g) => self.ratio <= g,
+            Goal::AtLeast(g) => self.ratio >= g,
+            Goal::None => true,
+        }
+    }
+}
+
+/// A group of measurements.
+type Suite = (&'static str, fn() -> Vec<Figure>);
+
+const SUITES: [Suite; 9] = [
+    ("hit", port::hits),
+    ("threads", port::threads),
+    ("miss", port::misses),
+    ("copy", port::copies),
+    ("read8", port::small_reads),
+    ("pagetable", pages::map_unmap),
+    ("memory", port::memory),
+    ("start", start::start),
+    ("peers", peers::peers),
+];
+
+/// Names of the groups, for messages.
+pub fn names() -> impl Iterator<Item = &'static str> {
+    SUITES.iter().map(|s| s.0)
+}
+
+/// Runs every group whose name contains `filter`.
+pub fn run(filter: &str) -> Vec<Figure> {
+    SUITES.iter().filter(|(name, _)| name.contains(filter)).flat_map(|(_, suite)| suite()).collect()
+}
+
+/// The table for a person.
+pub fn table(figures: &[Figure]) -> String {
+    let mut out = String::from(
+        "goal  what                                                    figure          ratio          goal\n",
+    );
+    for f in figures {
+        let number = if f.goal_number == 0 { "-".into() } else { f.goal_number.to_string() };
+        let (goal, verdict) = match f.goal {
+            Goal::AtMost(g) => (format!("<= {g}"), if f.met() { "met" } else { "MISSED" }),
+            Goal::AtLeast(g) => (format!(">= {g}"), if f.met() { "met" } else { "MISSED" }),
+            Goal::None => (String::new(), ""),
+        };
+        out.push_str(&format!(
+            "{number:>4}  {:<52} {:>9.2} {:<6} {:>7.2} {:<8} {goal:<9} {verdict}\n",
+            f.what, f.figure, f.figure_unit, f.ratio, f.ratio_unit
+        ));
+    }
+    out
+}
