@@ -25,6 +25,7 @@ pub mod machine;
 pub mod protect;
 pub mod report;
 pub mod sim;
+pub mod system;
 pub mod tree;
 
 pub use machine::MachineDescription;

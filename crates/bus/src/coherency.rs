@@ -259,7 +259,12 @@ fn read_line(region: &Region, line: u64, data: &mut [u8; LINE as usize]) {
 
 /// Calls `f(line address, offset in line, range in the buffer)` for each line the access touches. Region bases
 /// are page aligned, so lines never straddle two regions.
-fn for_lines(region: &Region, offset: usize, len: usize, mut f: impl FnMut(u64, usize, std::ops::Range<usize>)) {
+fn for_lines(
+    region: &Region,
+    offset: usize,
+    len: usize,
+    mut f: impl FnMut(u64, usize, std::ops::Range<usize>),
+) {
     let mut pa = region.base + offset as u64;
     let mut done = 0;
     while done < len {

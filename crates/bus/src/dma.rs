@@ -100,12 +100,7 @@ pub trait DmaPort: Send {
     fn write(&mut self, from: Initiator, addr: Iova, buf: &[u8]) -> Result<(), DmaError>;
 
     /// Moves `len` bytes, reading and writing piece by piece in address order.
-    fn copy(
-        &mut self,
-        src: (Initiator, Iova),
-        dst: (Initiator, Iova),
-        len: usize,
-    ) -> Result<(), CopyError> {
+    fn copy(&mut self, src: (Initiator, Iova), dst: (Initiator, Iova), len: usize) -> Result<(), CopyError> {
         let mut buf = [0u8; 4096];
         let mut at = 0;
         while at < len {
@@ -137,12 +132,7 @@ impl<P: DmaPort + ?Sized> DmaPort for Box<P> {
     fn write(&mut self, from: Initiator, addr: Iova, buf: &[u8]) -> Result<(), DmaError> {
         (**self).write(from, addr, buf)
     }
-    fn copy(
-        &mut self,
-        src: (Initiator, Iova),
-        dst: (Initiator, Iova),
-        len: usize,
-    ) -> Result<(), CopyError> {
+    fn copy(&mut self, src: (Initiator, Iova), dst: (Initiator, Iova), len: usize) -> Result<(), CopyError> {
         (**self).copy(src, dst, len)
     }
     fn stall_state(&mut self, tag: StallTag) -> StallState {

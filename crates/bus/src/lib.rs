@@ -19,7 +19,7 @@ pub mod system;
 
 pub use coherency::{CpuCache, StaleRead};
 pub use dma::{CopyError, CopySide, DmaError, DmaFault, DmaPort, Initiator, StallState, StallTag};
-pub use irq::{InterruptSink, IrqLine, IrqLevels};
+pub use irq::{InterruptSink, IrqLevels, IrqLine};
 pub use memory::{BusError, Memory};
 pub use mmio::Mmio;
 pub use ram::Ram;

@@ -134,14 +134,50 @@ impl Ram {
         true
     }
 
+    /// Reads consecutive aligned 64-bit words, each in one piece; false if out of range or misaligned.
+    #[inline]
+    #[must_use]
+    pub fn load_run(&self, offset: usize, words: &mut [u64]) -> bool {
+        let Some(bytes) = words.len().checked_mul(8) else { return false };
+        if !offset.is_multiple_of(8) || self.at(offset, bytes).is_none() {
+            return false;
+        }
+        for (i, word) in words.iter_mut().enumerate() {
+            // The range was checked above, so the word is there.
+            *word = self.load64(offset + 8 * i).unwrap_or(0);
+        }
+        true
+    }
+
+    /// Writes `count` consecutive aligned words, each in one piece: `first`, `first + step` and so on, wrapping;
+    /// false if out of range or misaligned, and then nothing is written.
+    #[inline]
+    #[must_use]
+    pub fn store_run(&self, offset: usize, count: usize, first: u64, step: u64) -> bool {
+        let Some(bytes) = count.checked_mul(8) else { return false };
+        let Some(p) = self.at(offset, bytes) else { return false };
+        if !offset.is_multiple_of(8) {
+            return false;
+        }
+        let mut value = first;
+        for i in 0..count {
+            // SAFETY: word `i` of the range that `at` checked.
+            let word = unsafe { p.cast::<u64>().add(i) };
+            // SAFETY: as in `load64`.
+            let a = unsafe { AtomicU64::from_ptr(word.as_ptr()) };
+            a.store(value.to_le(), Ordering::Release);
+            value = value.wrapping_add(step);
+        }
+        true
+    }
+
     /// Compare-and-swap of an aligned 64-bit word; returns what it held.
     #[inline]
     pub fn cas64(&self, offset: usize, expected: u64, new: u64) -> Option<u64> {
         let p = self.word::<u64>(offset)?;
         // SAFETY: as in `load64`.
         let a = unsafe { AtomicU64::from_ptr(p.as_ptr()) };
-        let held =
-            a.compare_exchange(expected.to_le(), new.to_le(), Ordering::AcqRel, Ordering::Acquire);
+        let held = a.compare_exchange(expected.to_le(), new.to_le(), Ordering::AcqRel, Ordering::Acquire);
         Some(u64::from_le(held.unwrap_or_else(|v| v)))
     }
 }

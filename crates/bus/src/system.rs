@@ -134,6 +134,7 @@ impl SystemMemory {
     }
 
     /// An aligned 64-bit store in one piece, as a CPU writes a descriptor.
+    #[inline]
     pub fn store64(&self, pa: Pa, value: u64) -> Result<(), BusError> {
         let (region, offset) = self.find(pa, 8)?;
         if !pa.is_aligned(8) {
@@ -143,6 +144,35 @@ impl SystemMemory {
             return self.write(pa, Attributes::DEVICE_DEFAULT, &value.to_le_bytes());
         }
         if region.ram.store64(offset, value) { Ok(()) } else { Err(BusError::Decode) }
+    }
+
+    /// Consecutive [`load64`](Memory::load64)s; the run may not cross the end of a region.
+    #[inline]
+    pub fn load_run(&self, pa: Pa, words: &mut [u64]) -> Result<(), BusError> {
+        if self.cached {
+            for (i, word) in words.iter_mut().enumerate() {
+                *word = self.load64(pa.wrapping_add(8 * i as u64), Attributes::DEVICE_DEFAULT)?;
+            }
+            return Ok(());
+        }
+        let (region, offset) = self.find(pa, words.len().saturating_mul(8))?;
+        mapped(region.ram.load_run(offset, words))
+    }
+
+    /// Consecutive [`store64`](SystemMemory::store64)s of `first`, `first + step` and so on; the run may not cross
+    /// the end of a region.
+    #[inline]
+    pub fn store_run(&self, pa: Pa, count: usize, first: u64, step: u64) -> Result<(), BusError> {
+        if self.cached {
+            let mut value = first;
+            for i in 0..count as u64 {
+                self.store64(pa.wrapping_add(8 * i), value)?;
+                value = value.wrapping_add(step);
+            }
+            return Ok(());
+        }
+        let (region, offset) = self.find(pa, count.saturating_mul(8))?;
+        mapped(region.ram.store_run(offset, count, first, step))
     }
 
     #[inline]

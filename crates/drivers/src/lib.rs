@@ -1,1 +1,24 @@
-//! placeholder
+//! Drivers for IOMMUs and DMA engines: `no_std`, no panics, every wait bounded.
+//!
+//! | Module | Hardware |
+//! |---|---|
+//! | [`smmuv2`] | Arm SMMUv2 and MMU-500: streams, context banks, domains, TLB maintenance, faults |
+//! | [`zdma`] | the general purpose DMA of the Zynq UltraScale+ (LPD and FPD) |
+//! | [`plwriter`] | a small bus master in programmable logic that writes one word |
+//!
+//! A driver is an instance over the traits of `portcullis-hal`: registers, memory, time. [`ops`] is the object-safe
+//! face that every IOMMU driver shows to the operating system's IOMMU core, [`fault`] what all of them say about
+//! a fault. Drivers use spin locks. They hold none while they wait, drop what a caller gave them, or call a fault
+//! handler; but they do hold one across register accesses. So `handle_irq` may run when time passes, and must not run
+//! from inside of a register access: a kernel calls it from a thread, or masks interrupts around the other calls.
+#![no_std]
+#![forbid(unsafe_code)]
+
+extern crate alloc;
+
+pub mod fault;
+pub mod ops;
+pub mod plwriter;
+pub mod smmuv2;
+pub mod tables;
+pub mod zdma;

@@ -59,6 +59,20 @@ pub trait DmaMemory: Send + Sync {
     fn store64(&self, pa: Pa, value: u64);
     /// Replaces the word at `pa` by `new` if it holds `expected`; `Err` gives what it held instead.
     fn cas64(&self, pa: Pa, expected: u64, new: u64) -> Result<(), u64>;
+    /// Loads consecutive words, ascending, each in one piece. For platforms where finding an address costs
+    /// something, and can be done once per run (the run may cross no end of memory).
+    fn load_run(&self, pa: Pa, words: &mut [u64]) {
+        for (i, word) in words.iter_mut().enumerate() {
+            *word = self.load64(pa.wrapping_add(i as u64 * 8));
+        }
+    }
+    /// Stores `count` consecutive words, ascending, each in one piece: `first`, `first + step`, `first + 2 * step`
+    /// and so on, wrapping. The counterpart of [`load_run`](DmaMemory::load_run) for page tables.
+    fn store_run(&self, pa: Pa, count: usize, first: u64, step: u64) {
+        for i in 0..count as u64 {
+            self.store64(pa.wrapping_add(i * 8), first.wrapping_add(i.wrapping_mul(step)));
+        }
+    }
     /// Copies bytes from memory.
     fn read(&self, pa: Pa, buf: &mut [u8]);
     /// Copies bytes to memory.
@@ -111,6 +125,12 @@ impl<T: DmaMemory + ?Sized> DmaMemory for Arc<T> {
     }
     fn cas64(&self, pa: Pa, expected: u64, new: u64) -> Result<(), u64> {
         (**self).cas64(pa, expected, new)
+    }
+    fn load_run(&self, pa: Pa, words: &mut [u64]) {
+        (**self).load_run(pa, words);
+    }
+    fn store_run(&self, pa: Pa, count: usize, first: u64, step: u64) {
+        (**self).store_run(pa, count, first, step);
     }
     fn read(&self, pa: Pa, buf: &mut [u8]) {
         (**self).read(pa, buf);

@@ -17,7 +17,11 @@ pub struct Timeout {
 
 impl fmt::Display for Timeout {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "timed out after {} us waiting for {} (last read {:#x})", self.waited_us, self.what, self.seen)
+        write!(
+            f,
+            "timed out after {} us waiting for {} (last read {:#x})",
+            self.waited_us, self.what, self.seen
+        )
     }
 }
 

@@ -1,1 +1,50 @@
-//! placeholder
+//! The IOMMU core of an operating system: devices and their streams, groups, domains, faults, process address spaces.
+//!
+//! [`IommuCore`] holds IOMMU instances behind [`IommuOps`], so it knows no hardware.
+//! The way of a device: its device tree entry becomes a [`FwSpec`], [`IommuCore::add_device`] puts it into a [group](GroupId)
+//! with the default domain, [`IommuCore::alloc_domain`] and [`IommuCore::attach_device`] give it another
+//! [`Domain`], and [`Domain::map`] lets it reach memory. [`IommuCore::handle_irq`] takes the IOMMU's interrupts
+//! and routes faults to the device that caused them. [`Process`] is a user address space that
+//! [`IommuCore::bind`] makes the device's own.
+//!
+//! | Covered | Not covered |
+//! |---|---|
+//! | `iommus` with 1 and 2 cells, `stream-match-mask`, the legacy `mmu-masters` | `iommu-map`, ACPI |
+//! | groups by shared streams; attach all or revert | groups by PCI isolation |
+//! | blocked, identity, paging (stage 1, stage 2), nested, process domains | IOVA allocation and the DMA API |
+//! | reserved regions, direct ones mapped before attach | |
+//! | several domains, processes and IOMMUs at once | several address spaces per stream (SMMUv3 substreams) |
+#![no_std]
+#![forbid(unsafe_code)]
+
+extern crate alloc;
+
+mod bind;
+mod domain;
+mod error;
+mod fwspec;
+mod manager;
+mod process;
+mod reserved;
+mod route;
+#[cfg(test)]
+mod tests;
+
+pub use crate::manager::{DefaultDomain, DeviceId, DeviceInfo, GroupId, InstanceId, IommuCore};
+pub use bind::{AddressSpace, BindOptions};
+pub use domain::Domain;
+pub use error::Error;
+pub use fwspec::{FwSpec, FwSpecError};
+pub use process::{Process, ProcessConfig, ProcessError};
+pub use reserved::{ReservedKind, ReservedRegion, SOFTWARE_MSI, merge};
+pub use route::{RoutedBatch, RoutedFault};
+
+pub use portcullis_drivers::fault::{FaultHandler, FaultReason, FaultReport, FaultResponse};
+pub use portcullis_drivers::ops::{
+    Capabilities, DomainKind, DomainOps, FaultModel, IommuError, IommuOps, Paging, StreamMatch,
+    StreamOverrides, TableRoot,
+};
+pub use portcullis_pgtable::{Granule, MemoryKind};
+
+/// Permissions and memory type of a mapping. What stage 2 cannot express (privilege) is dropped there.
+pub type Prot = portcullis_pgtable::Prot<portcullis_pgtable::Stage1>;

@@ -1,115 +1,134 @@
 //! Address translation operations, where the configuration has them (IHI 0062D chapter 4).
 
 use portcullis_arch::smmuv2::offset::{cb, gr0};
-use portcullis_arch::smmuv2::{AtsOperand, CbType, Fsr, Fsynr0};
-use portcullis_arch::{Access, Attributes, MemoryType, Shareability};
-use portcullis_bus::Memory;
-use portcullis_walk::{AccessKind, Context, Fault, NoRecord, Walked};
+use portcullis_arch::smmuv2::{AtsOperand, CbType, Fsr, Tcr2};
+use portcullis_arch::{Access, Attributes, MemoryType, Shareability, StreamId};
+use portcullis_bus::{Initiator, Memory};
+use portcullis_walk::stage::combine;
+use portcullis_walk::{AccessKind, Context, Fault, Invalidation, NoRecord, Split, Walked};
 
 use crate::context::{format_code, translation};
-use crate::fault::fsr_bit;
+use crate::decide::{GlobalFault, Unusable, banks_of};
+use crate::fault::{self, Origin, fsr_bit};
 use crate::model::SmmuV2;
 use crate::state::Regs;
 
 const F: u64 = 1;
+const ICF: u64 = 1 << 29;
 const UCBF: u64 = 1 << 30;
 const ATOT: u64 = 1 << 31;
 
+/// A translation that an operation asks for.
+struct Operation {
+    context: Context,
+    va: u64,
+    kind: AccessKind,
+    /// FSR.FORMAT of the bank.
+    format: u8,
+}
+
 impl<M: Memory> SmmuV2<M> {
     /// A write to GATS*: never stalls, records nothing but GPAR.
-    pub(crate) fn global_translation_operation(&self, at: usize, secure: bool, value: u64) {
-        if !self.config.translation_ops {
-            return;
-        }
+    pub(crate) fn global_translation_operation(&self, regs: &mut Regs, at: usize, secure: bool, value: u64) {
         let aliased = at >= gr0::NS_ALIAS;
-        if aliased && !secure {
+        if !self.config.translation_ops || (aliased && !secure) {
             return;
         }
         let reg = if aliased { at - gr0::NS_ALIAS } else { at };
         let op = (reg - gr0::GATS1UR) / 8;
         let side = usize::from(secure && !aliased);
         let operand = AtsOperand::from_bits(value);
-        let mut live = self.lock();
-        let n = operand.ndx();
-        let par = match self.operation_context(&live.regs, n, side == 1, op & 2 != 0) {
-            None => F | UCBF,
-            Some((context, format)) => {
-                let access = if op & 1 != 0 { Access::Write } else { Access::Read };
-                let kind = AccessKind::new(access, context.incoming);
-                let va = operand.page() << 12;
-                let result = if op & 4 != 0 {
-                    context.stages.translate(&self.walker, va, kind, &mut NoRecord)
-                } else {
-                    context.stages.translate_stage1(&self.walker, va, kind, &mut NoRecord)
-                };
-                par(result, format)
+        let access = if op & 1 != 0 { Access::Write } else { Access::Read };
+        let both = op & 4 != 0;
+        let asked =
+            self.operation(regs, operand.ndx(), side == 1, (access, op & 2 != 0), operand.page() << 12);
+        let par = match asked {
+            Err(why) => F | why,
+            Ok((o, _)) if both => {
+                let result = o.context.stages.translate(&self.walker, o.va, o.kind, &mut NoRecord);
+                let attrs = |w: Walked| o.context.after.map_or(w.attrs, |after| combine(w.attrs, after));
+                par(result.map(|w| Walked { attrs: attrs(w), ..w }), o.format)
+            }
+            Ok((o, _)) => {
+                par(o.context.stages.translate_stage1(&self.walker, o.va, o.kind, &mut NoRecord), o.format)
             }
         };
-        live.regs.side[side].gpar = par;
+        regs.side[side].gpar = par;
     }
 
     /// A write to CBn_ATS1*: stage 1 of the bank. A stage 2 fault is recorded in the stage 2 bank and terminates the
     /// operation.
-    pub(crate) fn bank_translation_operation(&self, n: usize, at: usize, secure: bool, value: u64) {
-        if !self.config.translation_ops {
+    pub(crate) fn bank_translation_operation(
+        &self,
+        regs: &mut Regs,
+        n: usize,
+        at: usize,
+        secure: bool,
+        value: u64,
+    ) {
+        let bank_secure = regs.bank_is_secure(&self.config, n);
+        let Some(bank) = regs.banks.get(n) else { return };
+        let is_stage2 = bank.cbar().kind() == CbType::Stage2;
+        if !self.config.translation_ops || is_stage2 || (bank_secure && !secure) {
             return;
         }
-        let mut live = self.lock();
-        let bank_secure = live.regs.bank_is_secure(&self.config, n);
         let op = (at - cb::ATS1PR) / 8;
         let Ok(index) = u8::try_from(n) else { return };
-        if bank_secure && !secure {
-            return;
-        }
-        let Some((context, format)) = self.operation_context(&live.regs, index, bank_secure, op < 2) else {
-            return;
-        };
         let access = if op & 1 != 0 { Access::Write } else { Access::Read };
-        let kind = AccessKind::new(access, context.incoming);
-        let va = value & !0xfff;
-        let result = context.stages.translate_stage1(&self.walker, va, kind, &mut NoRecord);
-        let mut answer = par(result, format);
-        if let Err(fault) = result
-            && fault.stage == 2
-        {
-            answer = F | ATOT;
-            let s2 = live.regs.banks.get(n).map(|b| usize::from(b.cbar().s2_cbndx()));
-            if let Some(bank) = s2.and_then(|s| live.regs.banks.get_mut(s))
-                && bank.fsr == 0
-            {
-                bank.fsr = fsr_bit(fault.kind).into_bits();
-                bank.far = va;
-                bank.ipafar = fault.ipa & !0xfff;
-                bank.fsynr[0] = Fsynr0::new()
-                    .with_plvl(fault.level.clamp(0, 3) as u8)
-                    .with_nested(true)
-                    .with_s1ptwf(fault.on_stage1_walk)
-                    .with_wnr(access == Access::Write)
-                    .with_pnu(context.incoming.privileged())
-                    .with_atof(!self.config.mmu500)
-                    .with_s1cbndx(index)
-                    .into_bits();
+        let answer = match self.operation(regs, index, bank_secure, (access, op < 2), value & !0xfff) {
+            Err(_) => F,
+            Ok((o, from)) => {
+                let result = o.context.stages.translate_stage1(&self.walker, o.va, o.kind, &mut NoRecord);
+                match result {
+                    Err(fault) if fault.stage == 2 => {
+                        let origin = Origin { from: &from, va: o.va, access, operation: true };
+                        fault::context(&self.config, regs, &o.context, origin, fault);
+                        // The fault set of the stage 2 bank counts for every port from now on.
+                        self.log.publish(Invalidation::Config);
+                        F | ATOT
+                    }
+                    result => par(result, o.format),
+                }
             }
-        }
-        if let Some(bank) = live.regs.banks.get_mut(n) {
+        };
+        if let Some(bank) = regs.banks.get_mut(n) {
             bank.par = answer;
         }
-        self.interrupts.update(&self.config, &live.regs);
     }
 
-    /// The context of a stage 1 bank for an operation, and its format code. The address is not sign-extended.
-    fn operation_context(&self, regs: &Regs, n: u8, secure: bool, privileged: bool) -> Option<(Context, u8)> {
-        let bank = regs.banks.get(usize::from(n))?;
-        if regs.bank_is_secure(&self.config, n.into()) != secure || bank.cbar().kind() == CbType::Stage2 {
-            return None;
-        }
-        let stage2 = match bank.cbar().kind() {
-            CbType::Nested => Some(regs.banks.get(usize::from(bank.cbar().s2_cbndx()))?),
-            _ => None,
+    /// The context of a stage 1 bank for an operation, and whom a fault of it names. The error is UCBF or ICF of GPAR.
+    fn operation(
+        &self,
+        regs: &Regs,
+        n: u8,
+        secure: bool,
+        (access, privileged): (Access, bool),
+        va: u64,
+    ) -> Result<(Operation, Initiator), u64> {
+        let c = &self.config;
+        let (bank, stage2) = match banks_of(c, regs, n, secure) {
+            Ok((bank, _)) if bank.cbar().kind() == CbType::Stage2 => return Err(UCBF),
+            Ok(banks) => banks,
+            Err(Unusable { fault: GlobalFault::UnimplementedBank, .. }) => return Err(UCBF),
+            Err(_) => return Err(ICF),
         };
         let attrs = Attributes::DEVICE_DEFAULT.with_privileged(privileged).with_non_secure(!secure);
-        let context = translation(&self.config, regs, n, bank, stage2, attrs, secure);
-        Some((context, format_code(&self.config, bank)))
+        let mut context = translation(c, regs, n, bank, stage2.map(|s| s.1), attrs, secure);
+        let mut va = va;
+        if let Some(stage1) = &mut context.stages.stage1
+            && let Split::Aarch64 { va_bits, signed, .. } = &mut stage1.split
+        {
+            // The address is taken as it is, not extended from SEP, but for a top byte that TBI has ignored.
+            (*va_bits, *signed) = (64, true);
+            let tcr2 = Tcr2::from_bits(bank.tcr2);
+            let upper = va >> 55 & 1 != 0;
+            if if upper { tcr2.tbi1() } else { tcr2.tbi0() } {
+                va = ((va << 8) as i64 >> 8) as u64;
+            }
+        }
+        let kind = AccessKind::new(access, context.incoming);
+        let from = Initiator::new(StreamId(0)).with_attrs(attrs);
+        Ok((Operation { context, va, kind, format: format_code(c, bank) }, from))
     }
 }
 

@@ -188,8 +188,7 @@ impl Config {
         conflict(self.nested && !(self.stage1 && self.stage2), "nested translation needs both stages")?;
         conflict(self.stage2_only_banks > 0 && !self.stage2, "stage 2 only banks need stage 2")?;
         conflict(self.translation_ops && !self.stage1, "translation operations need stage 1")?;
-        let any = self.granules.k4 || self.granules.k16 || self.granules.k64;
-        conflict(!any && self.aarch32 == Aarch32::None, "a table format is needed")?;
+        conflict(!self.aarch64() && self.aarch32 == Aarch32::None, "a table format is needed")?;
         conflict(groups > 128 && !self.stream_matching, "more than 128 groups need stream matching")?;
         conflict(self.extended_ids && !self.stream_matching, "extended ids need stream matching")?;
         conflict(self.compressed_index && self.stream_matching, "compressed indexing needs stream indexing")?;
@@ -222,12 +221,22 @@ impl Config {
         self.stream_groups > 128
     }
 
+    /// AArch64 formats exist.
+    pub(crate) fn aarch64(&self) -> bool {
+        self.granules.k4 || self.granules.k16 || self.granules.k64
+    }
+
+    /// Bits of a StreamID while EXIDENABLE is 0 (IDR0.NUMSIDB).
+    pub(crate) fn stream_bits(&self) -> u8 {
+        if self.extended_ids { 15 } else { self.stream_id_bits }
+    }
+
     /// IDR0 as secure software reads it (non-secure reads see less).
     pub fn idr0(&self) -> Idr0 {
         Idr0::new()
             .with_numsmrg(self.stream_groups.min(128) as u8)
             .with_exids(self.extended_ids)
-            .with_numsidb(if self.extended_ids { 15 } else { self.stream_id_bits })
+            .with_numsidb(self.stream_bits())
             .with_btm(self.broadcast)
             .with_cttw(self.coherent_walk)
             .with_exsmrgs(self.extended_groups())

@@ -1,13 +1,9 @@
-//! From a transaction to what becomes of it: the order of checks of IHI 0062D section 3.8.4, and the decoding of a
-//! context bank's registers into translation parameters.
+//! From a context bank's registers to the parameters of its translations (IHI 0062D chapters 2, 13, 16 and 17).
 
 use portcullis_arch::attrs::{Allocate, MemoryType, Shareability};
-use portcullis_arch::smmuv2::{
-    CbType, Cba2r, Cbar, Cr0, S2cr, S2crType, Sctlr, Tcr2, TcrS1, TcrS1Long, TcrS2, TcrS2Aarch32,
-};
+use portcullis_arch::smmuv2::{CbType, Cba2r, Cbar, Sctlr, Tcr2, TcrS1, TcrS1Long, TcrS2, TcrS2Aarch32};
 use portcullis_arch::vmsa::Granule;
 use portcullis_arch::{Access, Attributes};
-use portcullis_bus::Initiator;
 use portcullis_walk::stage::walk_attributes;
 use portcullis_walk::{
     AccessKind, Context, ContextKey, Flat, Nested, Regime, Region, Split, Stage1, Stage2, TableFormat,
@@ -15,92 +11,20 @@ use portcullis_walk::{
 };
 
 use crate::config::{Aarch32, Config};
-use crate::matching::{Match, find};
 use crate::state::{Bank, Regs};
 
-/// A global fault (GFSR bit).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum GlobalFault {
-    /// Invalid context.
-    InvalidContext,
-    /// Unidentified stream.
-    UnidentifiedStream,
-    /// Stream match conflict.
-    StreamMatchConflict,
-    /// Unimplemented context bank.
-    UnimplementedBank,
-    /// Secure instruction fetch from non-secure memory on a bypassing stream.
-    Permission,
-}
-
-impl GlobalFault {
-    /// Its bit in GFSR.
-    pub const fn bit(self) -> u32 {
-        match self {
-            Self::InvalidContext => 1 << 0,
-            Self::UnidentifiedStream => 1 << 1,
-            Self::StreamMatchConflict => 1 << 2,
-            Self::UnimplementedBank => 1 << 3,
-            Self::Permission => 1 << 7,
-        }
-    }
-}
-
-/// Why a transaction bypasses translation.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum BypassReason {
-    /// CR0.CLIENTPD is set.
-    ClientDisabled,
-    /// No group matches and CR0.USFCFG is 0.
-    Unmatched,
-    /// Several groups match and CR0.SMCFCFG is 0.
-    Conflict,
-    /// S2CR.TYPE is bypass.
-    Stream,
-}
-
-/// What becomes of a transaction, before any table is read.
-#[derive(Clone, Debug)]
-pub(crate) enum Decision {
-    Bypass {
-        attrs: Attributes,
-        reason: BypassReason,
-    },
-    Global {
-        fault: GlobalFault,
-        nested: bool,
-    },
-    /// A fault is outstanding in `bank`.
-    Blocked {
-        bank: u8,
-        stall: bool,
-        abort: bool,
-    },
-    Translate(Box<Context>),
-}
-
-/// What was looked at on the way to a [`Decision`].
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Trail {
-    pub secure: bool,
-    pub matched: Option<Match>,
-    pub group: Option<u16>,
-    pub bank: Option<u8>,
-    pub stage2_bank: Option<u8>,
-}
-
 /// Attribute overrides in the common encoding of CR0, S2CR and SCTLR.
-struct Overrides {
-    memory: Option<u8>,
-    shcfg: u8,
-    racfg: u8,
-    wacfg: u8,
-    transient: u8,
-    nscfg: Option<u8>,
+pub(crate) struct Overrides {
+    pub memory: Option<u8>,
+    pub shcfg: u8,
+    pub racfg: u8,
+    pub wacfg: u8,
+    pub transient: u8,
+    pub nscfg: Option<u8>,
 }
 
 impl Overrides {
-    fn apply(&self, a: Attributes) -> Attributes {
+    pub fn apply(&self, a: Attributes) -> Attributes {
         let mut a = a;
         if let Some(code) = self.memory {
             a = a.with_memory(MemoryType::from_code(code));
@@ -137,126 +61,18 @@ fn shcfg(code: u8) -> Option<Shareability> {
     }
 }
 
-fn cr0_overrides(cr0: Cr0, secure: bool) -> Overrides {
-    Overrides {
-        memory: cr0.mtcfg().then_some(cr0.memattr()),
-        shcfg: cr0.shcfg(),
-        racfg: cr0.racfg(),
-        wacfg: cr0.wacfg(),
-        transient: cr0.transientcfg(),
-        nscfg: secure.then_some(cr0.nscfg()),
+/// The translation regime of a stage 1 bank: HYPC and MONC count in banks of CBAR type 1.
+pub(crate) fn regime_of(regs: &Regs, bank: &Bank, secure: bool) -> Regime {
+    let (cbar, cba2r) = (bank.cbar(), Cba2r::from_bits(bank.cba2r));
+    if cbar.kind() != CbType::Stage1Bypass {
+        Regime::Guest
+    } else if cba2r.monc() && secure && cba2r.va64() {
+        Regime::Monitor
+    } else if cbar.hypc() && !regs.side[0].cr0().hypmode() {
+        Regime::Hyp
+    } else {
+        Regime::Guest
     }
-}
-
-fn s2cr_overrides(s2cr: S2cr, secure: bool) -> Overrides {
-    Overrides {
-        memory: s2cr.mtcfg().then_some(s2cr.memattr()),
-        shcfg: s2cr.shcfg(),
-        racfg: s2cr.racfg(),
-        wacfg: s2cr.wacfg(),
-        transient: s2cr.transientcfg(),
-        nscfg: secure.then_some(s2cr.nscfg()),
-    }
-}
-
-/// Decides in the architecture's order; changes nothing.
-pub(crate) fn decide(config: &Config, regs: &Regs, from: &Initiator, access: Access) -> (Decision, Trail) {
-    let secure = config.secure && !from.attrs.non_secure();
-    let mut trail = Trail { secure, ..Trail::default() };
-    let decision = decide_with(config, regs, from, access, &mut trail);
-    (decision, trail)
-}
-
-fn decide_with(
-    config: &Config,
-    regs: &Regs,
-    from: &Initiator,
-    access: Access,
-    trail: &mut Trail,
-) -> Decision {
-    let secure = trail.secure;
-    let cr0 = regs.side[usize::from(secure)].cr0();
-    let global = |fault, nested| Decision::Global { fault, nested };
-    let bypass = |attrs: Attributes, reason| {
-        let fetch = attrs.instruction() && access == Access::Read;
-        if secure && regs.scr1().sif() && fetch && attrs.non_secure() {
-            return global(GlobalFault::Permission, false);
-        }
-        Decision::Bypass { attrs, reason }
-    };
-    let by_cr0 = |reason| bypass(cr0_overrides(cr0, secure).apply(from.attrs), reason);
-    if cr0.clientpd() {
-        return by_cr0(BypassReason::ClientDisabled);
-    }
-    let matched = find(config, regs, from.stream, secure);
-    trail.matched = Some(matched.clone());
-    let group = match matched {
-        Match::Group(g) => g,
-        Match::None if cr0.usfcfg() => return global(GlobalFault::UnidentifiedStream, false),
-        Match::None => return by_cr0(BypassReason::Unmatched),
-        Match::Conflict(..) if cr0.smcfcfg() => return global(GlobalFault::StreamMatchConflict, false),
-        Match::Conflict(..) => return by_cr0(BypassReason::Conflict),
-    };
-    trail.group = Some(group);
-    let s2cr = S2cr::from_bits(regs.s2cr.get(usize::from(group)).copied().unwrap_or_default());
-    let overridden = s2cr_overrides(s2cr, secure).apply(from.attrs);
-    match s2cr.kind() {
-        S2crType::Translation => {}
-        S2crType::Bypass => return bypass(overridden, BypassReason::Stream),
-        S2crType::Fault | S2crType::Reserved => return global(GlobalFault::InvalidContext, false),
-    }
-    let n = s2cr.cbndx();
-    trail.bank = Some(n);
-    let usable = |n: u8| {
-        regs.banks
-            .get(usize::from(n))
-            .filter(|_| !config.secure || regs.bank_is_secure(config, n.into()) == secure)
-    };
-    let Some(bank) = usable(n) else { return global(GlobalFault::UnimplementedBank, false) };
-    let kind = bank.cbar().kind();
-    let stage_missing = match kind {
-        CbType::Stage2 => !config.stage2,
-        CbType::Stage1Bypass | CbType::Stage1Fault => !config.stage1,
-        CbType::Nested => !config.nested,
-    };
-    let stage2_only = n < config.stage2_only_banks && kind != CbType::Stage2;
-    let refused = kind == CbType::Stage1Fault || (secure && kind != CbType::Stage1Bypass);
-    if stage_missing || stage2_only || refused {
-        return global(GlobalFault::InvalidContext, true);
-    }
-    let mut stage2 = None;
-    if kind == CbType::Nested {
-        let n2 = bank.cbar().s2_cbndx();
-        trail.stage2_bank = Some(n2);
-        let Some(bank2) = usable(n2) else { return global(GlobalFault::UnimplementedBank, true) };
-        let va64 = |b: &Bank| Cba2r::from_bits(b.cba2r).va64();
-        if bank2.cbar().kind() != CbType::Stage2 || (va64(bank) && !va64(bank2)) {
-            return global(GlobalFault::InvalidContext, true);
-        }
-        stage2 = Some((n2, bank2));
-    }
-    for (n, bank) in [Some((n, bank)), stage2].into_iter().flatten() {
-        let (fsr, sctlr) = (bank.fsr(), Sctlr::from_bits(bank.sctlr));
-        if bank.fsr != 0 && !sctlr.hupcf() {
-            return Decision::Blocked {
-                bank: n,
-                stall: fsr.ss(),
-                abort: sctlr.cfre() || (sctlr.cfcfg() && !fsr.ss()),
-            };
-        }
-    }
-    let mut incoming = overridden;
-    match s2cr.privcfg() {
-        1 | 2 => incoming = incoming.with_privileged(false),
-        3 => incoming = incoming.with_privileged(true),
-        _ => {}
-    }
-    match s2cr.instcfg() {
-        2 => incoming = incoming.with_instruction(false),
-        1 | 3 => incoming = incoming.with_instruction(true),
-        _ => {}
-    }
-    Decision::Translate(Box::new(translation(config, regs, n, bank, stage2.map(|s| s.1), incoming, secure)))
 }
 
 /// The context of bank `n` for a transaction whose attributes after S2CR are `incoming`.
@@ -275,8 +91,7 @@ pub(crate) fn translation(
     let va64 = cba2r.va64();
     let sctlr = Sctlr::from_bits(bank.sctlr);
     let level = if va64 { 0 } else { 1 };
-    let vmid16 = config.vmid16 && regs.side[0].cr0().vmid16en();
-    let vmid = if vmid16 { cba2r.vmid16() } else { cbar.vmid().into() };
+    let vmid = regs.vmid(config, bank);
     let va_mask = config.upstream_mask();
 
     if kind == CbType::Stage2 {
@@ -284,20 +99,14 @@ pub(crate) fn translation(
         let key = key(secure, Regime::Guest, TlbStage::Stage2, vmid, 0, config.upstream_bits);
         let stage2 = on.then(|| stage2(config, bank));
         let output_bits = if va64 { config.pa_bits } else { config.pa_bits.min(40) };
-        let flat = Flat { input_bits: 64, output_bits, stage: 2, level };
+        let flat = if on { Flat::UNCHECKED } else { Flat { input_bits: 64, output_bits, stage: 2, level } };
         let incoming =
             if on { incoming } else { portcullis_walk::stage::combine(incoming, stage2_off(sctlr)) };
         let stages = Nested { stage1: None, stage2, flat };
         return Context { key, bank: n.into(), va_mask, stages, incoming, after: None, cacheable: on };
     }
 
-    let hyp = kind == CbType::Stage1Bypass && cbar.hypc() && !regs.side[0].cr0().hypmode();
-    let monitor = kind == CbType::Stage1Bypass && cba2r.monc() && secure && va64;
-    let regime = match (hyp, monitor) {
-        (_, true) => Regime::Monitor,
-        (true, _) => Regime::Hyp,
-        _ => Regime::Guest,
-    };
+    let regime = regime_of(regs, bank, secure);
     let single = regime != Regime::Guest;
     let s2_sctlr = stage2_bank.map(|b| Sctlr::from_bits(b.sctlr));
     let s2_on = s2_sctlr.is_some_and(|s| s.m());
@@ -311,7 +120,10 @@ pub(crate) fn translation(
         _ => Some(cbar_attributes(cbar)),
     };
     let mut incoming = incoming;
-    if !s1_on {
+    if s1_on {
+        // The descriptors say where a secure stream goes, whatever S2CR.NSCFG says.
+        incoming = incoming.with_non_secure(incoming.non_secure() && !secure);
+    } else {
         let overrides = Overrides {
             memory: sctlr.mtcfg().then_some(sctlr.memattr()),
             shcfg: sctlr.shcfg(),
@@ -481,7 +293,8 @@ fn stage1(config: &Config, regs: &Regs, bank: &Bank, limit: u8, single: bool, se
             let had = [tcr2.had0(), tcr2.had1()][i] && config.hierarchy_disable;
             (!epd).then(|| region_long(bank.ttbr[i], if tsz < 2 { 1 } else { 2 }, 32 - tsz, attrs, had))
         });
-        split = Split::Long { tsz: [tcr.t0sz(), tcr.t1sz()] };
+        // Hyp has no TTBR1: what lies above TTBR0's part faults there, and T1SZ has no meaning.
+        split = Split::Long { tsz: [tcr.t0sz(), if single { 0 } else { tcr.t1sz() }] };
         output_bits = limit.min(40);
         format = TableFormat::Long;
     }
@@ -601,7 +414,7 @@ fn stage2(config: &Config, bank: &Bank) -> Stage2 {
             _ => None,
         };
         region = start_level.map(|l| region_long(bank.ttbr[0], l, bits, attrs, true));
-        input_limit_bits = 40;
+        input_limit_bits = config.ipa_bits.min(40);
         output_bits = config.pa_bits.min(40);
         format = TableFormat::Long;
     }

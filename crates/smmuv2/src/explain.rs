@@ -5,9 +5,10 @@ use portcullis_arch::{Access, Attributes, Iova, Pa};
 use portcullis_bus::{Initiator, Memory};
 use portcullis_walk::{Fault, Step, Trace, Walked};
 
-use crate::context::{BypassReason, Decision, GlobalFault, decide, kind_of};
+use crate::context::kind_of;
+use crate::decide::{BypassReason, Decision, GlobalFault, decide};
 use crate::matching::Match;
-use crate::model::SmmuV2;
+use crate::model::{SECURE_FETCH, SmmuV2};
 use crate::state::Regs;
 
 /// A context bank's registers as a translation saw them.
@@ -146,6 +147,9 @@ impl<M: Memory> SmmuV2<M> {
             }
             Decision::Global { fault, nested } => Outcome::Global { fault, nested, abort: cr0.gfre() },
             Decision::Blocked { bank, stall, .. } => Outcome::Blocked { bank, stall },
+            Decision::SecureFetch(context) => {
+                Outcome::Fault { fault: SECURE_FETCH, incoming: context.incoming }
+            }
             Decision::Translate(context) => {
                 let mut trace = Trace::default();
                 let input = va.get() & context.va_mask;

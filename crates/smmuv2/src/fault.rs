@@ -6,22 +6,34 @@ use portcullis_bus::{Initiator, StallTag};
 use portcullis_walk::{Context, Fault, FaultKind, FaultOutcome};
 
 use crate::config::Config;
-use crate::context::{GlobalFault, kind_of};
+use crate::context::kind_of;
+use crate::decide::{GlobalFault, non_secure_input};
+use crate::global::stream_mask;
 use crate::state::{Regs, Stall};
 
 /// Stalled transactions that an SMMU remembers at most; beyond that they are terminated.
-const MAX_STALLS: usize = 1 << 16;
+pub(crate) const MAX_STALLS: usize = 1 << 16;
+
+/// Where a fault came from: a client's transaction, or an address translation operation, which never stalls.
+#[derive(Clone, Copy)]
+pub(crate) struct Origin<'a> {
+    pub from: &'a Initiator,
+    pub va: u64,
+    pub access: Access,
+    pub operation: bool,
+}
 
 /// Records a global fault for a transaction and says how it ends: global faults never stall.
 pub(crate) fn global(
+    config: &Config,
     regs: &mut Regs,
-    fault: GlobalFault,
-    nested: bool,
-    from: &Initiator,
-    va: u64,
-    access: Access,
+    (fault, nested): (GlobalFault, bool),
+    origin: Origin<'_>,
     secure: bool,
 ) -> FaultOutcome {
+    let Origin { from, va, access, .. } = origin;
+    // The bus delivers so many address bits, and the ids are as wide as the register.
+    let (va, stream) = (va & config.upstream_mask(), from.stream.get() & stream_mask(config, false));
     let side = &mut regs.side[usize::from(secure)];
     if side.gfsr == 0 {
         side.gfsr = fault.bit();
@@ -33,9 +45,10 @@ pub(crate) fn global(
             .with_pnu(a.privileged())
             .with_ind(a.instruction())
             .with_nsstate(false)
-            .with_nsattr(a.non_secure())
+            // Logs of MMU-500 systems show it clear in the non-secure copy, where no stream could have it clear.
+            .with_nsattr(secure && a.non_secure())
             .into_bits();
-        side.gfsynr[1] = from.stream.get() & 0xffff;
+        side.gfsynr[1] = stream;
         side.gfsynr[2] = 0;
     } else {
         side.gfsr |= Gfsr::new().with_multi(true).into_bits();
@@ -59,24 +72,25 @@ pub(crate) fn context(
     config: &Config,
     regs: &mut Regs,
     context: &Context,
-    from: &Initiator,
-    va: u64,
-    access: Access,
+    origin: Origin<'_>,
     fault: Fault,
 ) -> FaultOutcome {
+    let Origin { from, va, access, operation } = origin;
     let first = context.bank as usize;
     let Some(cbar) = regs.banks.get(first).map(|b| b.cbar()) else {
         return FaultOutcome::Terminate { abort: true };
     };
     let nested = cbar.kind() == CbType::Nested;
     let at = if fault.stage == 2 && nested { usize::from(cbar.s2_cbndx()) } else { first };
+    let sctlr = regs.sctlr(config, at);
+    let (hupcf, cfcfg) = (sctlr.hupcf(), sctlr.cfcfg());
+    let may_wait = !operation && make_room(regs);
+    let ns_input = non_secure_input(config, regs, from);
     let Some(bank) = regs.banks.get_mut(at) else { return FaultOutcome::Terminate { abort: true } };
-    let sctlr = Sctlr::from_bits(bank.sctlr);
-    let empty = bank.fsr == 0;
-    let stalls = sctlr.cfcfg() && regs.stalls.len() < MAX_STALLS;
+    let (empty, ss) = (bank.fsr == 0, bank.fsr().ss());
     if empty {
         let kind = kind_of(context, access);
-        bank.fsr = fsr_bit(fault.kind).with_ss(stalls).into_bits();
+        bank.fsr = fsr_bit(fault.kind).into_bits();
         let stage2 = fault.stage == 2;
         bank.far = if stage2 && !nested { fault.ipa } else { va & config.upstream_mask() };
         bank.ipafar = if stage2 { fault.ipa & !0xfff } else { bank.ipafar };
@@ -85,24 +99,32 @@ pub(crate) fn context(
             .with_wnr(kind.is_write())
             .with_pnu(context.incoming.privileged())
             .with_ind(kind.is_fetch())
-            .with_nsattr(context.incoming.non_secure() && (stage2 || context.key.secure))
+            .with_nsattr(ns_input && (stage2 || context.key.secure))
             .with_ptwf(fault.kind == FaultKind::External);
         if stage2 {
             syn = syn.with_nested(nested && config.nested).with_s1ptwf(fault.on_stage1_walk);
+            syn = syn.with_atof(operation && !config.mmu500);
             if nested {
                 syn = syn.with_s1cbndx(first as u8);
             }
         }
         bank.fsynr[0] = syn.into_bits();
         bank.fsynr[1] = 0;
-        bank.cbfrsynra = from.stream.get() & 0xffff;
-    } else if sctlr.hupcf() && !sctlr.cfcfg() {
+        if !operation {
+            bank.cbfrsynra = from.stream.get() & stream_mask(config, false);
+        }
+    }
+    // Behind a stalled transaction a fault waits unrecorded. Otherwise HUPCF lets it be processed and counted.
+    let behind = ss && (cfcfg || !hupcf);
+    if !empty && !behind && hupcf {
         bank.fsr |= Fsr::new().with_multi(true).into_bits();
     }
-    if stalls {
-        return FaultOutcome::Stall(wait(regs, at as u8, empty));
+    let stalls = if empty { cfcfg } else { behind || (cfcfg && hupcf) };
+    if stalls && may_wait {
+        bank.fsr = bank.fsr().with_ss(true).into_bits();
+        return FaultOutcome::Stall(wait(regs, at as u8, !behind));
     }
-    FaultOutcome::Terminate { abort: sctlr.cfre() }
+    FaultOutcome::Terminate { abort: sctlr.cfre() || (!empty && !ss && cfcfg) }
 }
 
 /// Parks a transaction in `bank`.
@@ -113,9 +135,19 @@ pub(crate) fn wait(regs: &mut Regs, bank: u8, recorded: bool) -> StallTag {
     StallTag(tag)
 }
 
+/// True if one more transaction can be remembered. The fates of those that nobody asked about for longest are
+/// given up first: their masters are gone.
+fn make_room(regs: &mut Regs) -> bool {
+    if regs.stalls.len() < MAX_STALLS {
+        return true;
+    }
+    regs.stalls.retain(|_, s| matches!(s, Stall::Waiting { .. }));
+    regs.stalls.len() < MAX_STALLS
+}
+
 /// A transaction that meets an outstanding fault (5.4 of the manual's rules for HUPCF = 0).
 pub(crate) fn blocked(regs: &mut Regs, bank: u8, stall: bool, abort: bool) -> FaultOutcome {
-    if stall && regs.stalls.len() < MAX_STALLS {
+    if stall && make_room(regs) {
         FaultOutcome::Stall(wait(regs, bank, false))
     } else {
         FaultOutcome::Terminate { abort }

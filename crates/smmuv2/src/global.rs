@@ -1,13 +1,13 @@
 //! Registers of the global pages (IHI 0062D chapters 9 to 11; DDI 0517 for MMU-500's page 2).
 
 use portcullis_arch::smmuv2::offset::{gr0, gr1, page};
-use portcullis_arch::smmuv2::{Cr0, Gfsr, Gfsynr0, Idr0, Idr1, S2cr, Scr1};
+use portcullis_arch::smmuv2::{Cr0, Gfsr, Gfsynr0, Idr0, Idr1, Idr2, S2cr, Scr1};
 use portcullis_bus::Memory;
 use portcullis_walk::Invalidation;
 
 use crate::config::Config;
 use crate::fault::retry_all;
-use crate::matching::groups_of;
+use crate::matching::{extension_on, groups_of, non_secure_groups};
 use crate::model::{Live, SmmuV2};
 use crate::state::Regs;
 
@@ -17,6 +17,8 @@ const MMU500_CR0_FIXED: u32 = 0x0020_0330;
 const MMU500_SCR1_FIXED: u32 = 0x10ff_0000;
 /// Fields of SCR1.
 const SCR1_MASK: u32 = 0x3fff_ffff;
+/// Fields of CBAR: IRPTNDX belongs to SMMUv1.
+pub(crate) const CBAR_MASK: u32 = 0x00ff_ffff;
 /// Fields of S2CR that are stored (31:30 are implementation defined).
 const S2CR_MASK: u32 = 0x3fff_ffff;
 
@@ -30,7 +32,7 @@ mod page2 {
 
 /// Which copy of a banked register an access means, and the register's plain offset.
 fn side_of(at: usize, secure: bool) -> (usize, usize) {
-    let aliased = at >= gr0::NS_ALIAS && at < gr0::SMR;
+    let aliased = (gr0::NS_ALIAS..gr0::SMR).contains(&at);
     match (secure, aliased) {
         (true, true) => (0, at - gr0::NS_ALIAS),
         (true, false) => (1, at),
@@ -58,18 +60,14 @@ pub(crate) fn half(reg: u64, high: bool) -> u32 {
 }
 
 /// GFAR keeps the bits that the bus delivers.
-fn gfar_mask(c: &Config) -> u64 {
+pub(crate) fn gfar_mask(c: &Config) -> u64 {
     c.upstream_mask()
 }
 
 impl<M: Memory> SmmuV2<M> {
-    pub(crate) fn read_global(&self, page: usize, at: usize, secure: bool) -> u32 {
-        let mut live = self.lock();
-        if !secure && self.config.secure && live.regs.scr1().gasrae() {
-            return 0;
-        }
+    pub(crate) fn read_global(&self, live: &mut Live, page: usize, at: usize, secure: bool) -> u32 {
         match page {
-            0 => self.read_space0(&mut live, at, secure),
+            0 => self.read_space0(live, at, secure),
             1 => self.read_space1(&live.regs, at, secure),
             page::IMPDEF => self.read_page2(&live.regs, at),
             page::EXSMR | page::EXS2CR if self.config.extended_groups() => {
@@ -84,13 +82,9 @@ impl<M: Memory> SmmuV2<M> {
         }
     }
 
-    pub(crate) fn write_global(&self, page: usize, at: usize, secure: bool, value: u32) {
-        let mut live = self.lock();
-        if !secure && self.config.secure && live.regs.scr1().gasrae() {
-            return;
-        }
+    pub(crate) fn write_global(&self, live: &mut Live, page: usize, at: usize, secure: bool, value: u32) {
         match page {
-            0 => self.write_space0(&mut live, at, secure, value),
+            0 => self.write_space0(live, at, secure, value),
             1 => self.write_space1(&mut live.regs, at, secure, value),
             page::IMPDEF if self.config.mmu500 => {
                 let n = at.wrapping_sub(page2::TBUQOS0) / 4;
@@ -110,7 +104,6 @@ impl<M: Memory> SmmuV2<M> {
             }
             _ => {}
         }
-        self.interrupts.update(&self.config, &live.regs);
     }
 
     fn read_page2(&self, regs: &Regs, at: usize) -> u32 {
@@ -145,12 +138,12 @@ impl<M: Memory> SmmuV2<M> {
             gr0::ACR => side.acr,
             gr0::IDR0 => self.idr0_for(&live.regs, secure).into_bits(),
             gr0::IDR1 => self.idr1_for(&live.regs, secure).into_bits(),
-            gr0::IDR2 => c.idr2().into_bits(),
+            gr0::IDR2 => self.idr2_for(&live.regs, secure).into_bits(),
             gr0::IDR7 => c.revision.into(),
             gr0::GFAR | 0x44 => half(side.gfar, reg == 0x44),
             gr0::GFSR => side.gfsr,
             gr0::GFSYNR0 => side.gfsynr[0],
-            gr0::GFSYNR1 => side.gfsynr[1],
+            gr0::GFSYNR1 => side.gfsynr[1] & stream_mask(c, secure),
             gr0::GFSYNR2 => side.gfsynr[2],
             gr0::TLBGSTATUS => u32::from(!live.global_sync[s].poll()),
             gr0::GPAR | 0x184 if c.translation_ops => half(side.gpar, reg == 0x184),
@@ -174,6 +167,14 @@ impl<M: Memory> SmmuV2<M> {
         id.with_ssdtp(0).with_numssdndxb(0).with_numcb(regs.scr1().nsnumcbo().min(id.numcb()))
     }
 
+    fn idr2_for(&self, regs: &Regs, secure: bool) -> Idr2 {
+        let id = self.config.idr2();
+        if secure || !self.config.secure || !self.config.extended_groups() {
+            return id;
+        }
+        id.with_exnumsmrg(non_secure_groups(&self.config, regs) as u16)
+    }
+
     fn write_space0(&self, live: &mut Live, at: usize, secure: bool, value: u32) {
         let c = &self.config;
         if let Some((index, smr)) = group_at(c, &live.regs, at, secure) {
@@ -191,41 +192,32 @@ impl<M: Memory> SmmuV2<M> {
                 self.log.publish(Invalidation::Config);
             }
             gr0::SCR1 if secure => {
-                let fixed = if c.mmu500 { MMU500_SCR1_FIXED } else { 0x00ff_0000 };
-                let value = value & SCR1_MASK & !fixed | live.regs.scr1 & fixed;
+                let value = scr1_write(c, live.regs.scr1, value);
                 self.write_scr1(&mut live.regs, value);
             }
             gr0::CR2 => {
                 side.cr2 = value & cr2_mask(c, s == 1);
                 self.log.publish(Invalidation::Config);
             }
-            gr0::ACR => {
-                if c.mmu500 {
-                    // The S2WC2EN, IPA2PA_CEN and DP4K bits exist in the non-secure copy only.
-                    side.acr = value & if s == 0 { 0x0f01_071c } else { 0x0c01_0704 };
-                }
-            }
+            gr0::ACR => side.acr = value & acr_mask(c, s == 1),
             gr0::GFAR | 0x44 => {
                 set_half(&mut side.gfar, reg == 0x44, value);
                 side.gfar &= gfar_mask(c);
             }
             gr0::GFSR => side.gfsr &= !value,
             gr0::GFSRRESTORE => side.gfsr = value & Gfsr::MASK,
-            gr0::GFSYNR0 => {
-                // NESTED is in the non-secure copy, NSSTATE in the secure one; ATS is read only on MMU-500.
-                let one_side =
-                    if s == 0 { Gfsynr0::new().with_nsstate(true) } else { Gfsynr0::new().with_nested(true) };
-                let ats = if c.mmu500 { 0x40 } else { 0 };
-                side.gfsynr[0] = value & 0xff7f & !one_side.into_bits() & !ats;
+            gr0::GFSYNR0 => side.gfsynr[0] = value & gfsynr0_mask(c, s == 1),
+            gr0::GFSYNR1 => {
+                let mask = stream_mask(c, secure);
+                side.gfsynr[1] = side.gfsynr[1] & !mask | value & mask;
             }
-            gr0::GFSYNR1 => side.gfsynr[1] = value,
             gr0::GFSYNR2 => side.gfsynr[2] = value,
             gr0::TLBGSYNC => {
                 let token = self.log.begin_sync();
                 live.global_sync[s].merge(token);
             }
             gr0::GPAR | 0x184 if c.translation_ops => set_half(&mut side.gpar, reg == 0x184, value),
-            _ => self.global_invalidation(at, secure, value.into()),
+            _ => self.global_invalidation(&live.regs, at, secure, value.into()),
         }
     }
 
@@ -248,10 +240,7 @@ impl<M: Memory> SmmuV2<M> {
                 *r = value & smr_mask(c);
             }
         } else if let Some(r) = regs.s2cr.get_mut(index) {
-            *r = value & S2CR_MASK;
-            if !c.extended_ids {
-                *r = S2cr::from_bits(*r).with_exidvalid(false).into_bits();
-            }
+            *r = value & s2cr_mask(c);
         }
         self.log.publish(Invalidation::Config);
     }
@@ -261,27 +250,23 @@ impl<M: Memory> SmmuV2<M> {
         let Some(bank) = regs.banks.get(n) else { return 0 };
         match base {
             gr1::CBAR => bank.cbar,
-            gr1::CBFRSYNRA => bank.cbfrsynra,
+            gr1::CBFRSYNRA => bank.cbfrsynra & stream_mask(&self.config, secure),
             _ => bank.cba2r,
         }
     }
 
     fn write_space1(&self, regs: &mut Regs, at: usize, secure: bool, value: u32) {
         let Some((n, base)) = self.bank_register(regs, at, secure) else { return };
-        let no_aarch32 = self.config.aarch32 == crate::Aarch32::None;
-        let vmid16 = self.config.vmid16;
+        let c = &self.config;
         let Some(bank) = regs.banks.get_mut(n) else { return };
         match base {
-            gr1::CBAR => bank.cbar = value & 0x00ff_ffff,
+            gr1::CBAR => bank.cbar = value & CBAR_MASK,
             gr1::CBFRSYNRA => {
-                bank.cbfrsynra = value & if secure { 0xffff_ffff } else { 0xffff };
+                let mask = stream_mask(c, secure);
+                bank.cbfrsynra = bank.cbfrsynra & !mask | value & mask;
                 return;
             }
-            _ => {
-                let vmid = if vmid16 { 0xffff_0000 } else { 0 };
-                let monitor = if self.config.secure { 2 } else { 0 };
-                bank.cba2r = value & (1 | monitor | vmid) | u32::from(no_aarch32);
-            }
+            _ => bank.cba2r = cba2r_write(c, value),
         }
         retry_all(regs, n as u8);
         self.log.publish(Invalidation::Config);
@@ -301,7 +286,53 @@ impl<M: Memory> SmmuV2<M> {
     }
 }
 
-fn smr_mask(c: &Config) -> u32 {
+/// The StreamID of a fault, and for secure software the SSD index above it, in GFSYNR1 and CBFRSYNRA. MMU-500 has
+/// 15 bits of each.
+pub(crate) fn stream_mask(c: &Config, secure: bool) -> u32 {
+    let id = if c.mmu500 { 0x7fff } else { 0xffff };
+    if secure { id << 16 | id } else { id }
+}
+
+/// NESTED is in the non-secure copy of GFSYNR0, NSSTATE in the secure one; ATS is read only on MMU-500.
+pub(crate) fn gfsynr0_mask(c: &Config, secure: bool) -> u32 {
+    let one_side = if secure { Gfsynr0::new().with_nested(true) } else { Gfsynr0::new().with_nsstate(true) };
+    let ats = Gfsynr0::new().with_ats(c.mmu500);
+    0xff7f & !one_side.into_bits() & !ats.into_bits()
+}
+
+/// The S2WC2EN, IPA2PA_CEN and DP4K bits exist in the non-secure copy only. The register is MMU-500's.
+pub(crate) fn acr_mask(c: &Config, secure: bool) -> u32 {
+    match (c.mmu500, secure) {
+        (false, _) => 0,
+        (true, false) => 0x0f01_071c,
+        (true, true) => 0x0c01_0704,
+    }
+}
+
+pub(crate) fn scr1_write(c: &Config, old: u32, value: u32) -> u32 {
+    let fixed = if c.mmu500 { MMU500_SCR1_FIXED } else { 0x00ff_0000 };
+    let absent = if c.compressed_index { 0 } else { Scr1::new().with_nscompindexdisable(true).into_bits() };
+    value & SCR1_MASK & !fixed & !absent | old & fixed
+}
+
+/// VA64 is fixed where only one kind of format exists; MONC needs a secure side.
+pub(crate) fn cba2r_write(c: &Config, value: u32) -> u32 {
+    let vmid = if c.vmid16 { 0xffff_0000 } else { 0 };
+    let monitor = if c.secure { 2 } else { 0 };
+    let value = value & (1 | monitor | vmid);
+    match (c.aarch32 == crate::Aarch32::None, c.aarch64()) {
+        (true, _) => value | 1,
+        (_, false) => value & !1,
+        _ => value,
+    }
+}
+
+pub(crate) fn s2cr_mask(c: &Config) -> u32 {
+    let exidvalid = S2cr::new().with_exidvalid(!c.extended_ids).into_bits();
+    S2CR_MASK & !exidvalid
+}
+
+pub(crate) fn smr_mask(c: &Config) -> u32 {
     if c.extended_ids {
         return 0xffff_ffff;
     }
@@ -309,10 +340,10 @@ fn smr_mask(c: &Config) -> u32 {
     0x8000_0000 | id << 16 | id
 }
 
-fn cr0_write(c: &Config, old: u32, value: u32, secure: bool) -> u32 {
+pub(crate) fn cr0_write(c: &Config, old: u32, value: u32, secure: bool) -> u32 {
     let mut new = Cr0::from_bits(value);
-    // Stalling cannot be switched off and never spreads; configuration access faults do not exist.
-    new = new.with_stalld(false).with_gse(false).with_gcfgfre(false).with_gcfgfie(false).with_hypmode(false);
+    // Configuration access faults and E2H contexts do not exist.
+    new = new.with_gcfgfre(false).with_gcfgfie(false).with_hypmode(false);
     new = new.with_exidenable(new.exidenable() && c.extended_ids);
     new = new.with_vmid16en(new.vmid16en() && c.vmid16 && !secure);
     if secure {
@@ -326,7 +357,7 @@ fn cr0_write(c: &Config, old: u32, value: u32, secure: bool) -> u32 {
     new.into_bits()
 }
 
-fn cr2_mask(c: &Config, secure: bool) -> u32 {
+pub(crate) fn cr2_mask(c: &Config, secure: bool) -> u32 {
     let extended = if c.extended_groups() { 0x8000_0000 | if secure { 0x47ff_0000 } else { 0 } } else { 0 };
     let compressed = if c.compressed_index { 0x2000_0000 } else { 0 };
     0xff | extended | compressed
@@ -348,7 +379,5 @@ fn group_at(c: &Config, regs: &Regs, at: usize, secure: bool) -> Option<(usize, 
 
 fn extended_group(c: &Config, regs: &Regs, at: usize, secure: bool) -> (usize, bool) {
     let index = at / 4;
-    let enabled = regs.side[usize::from(secure)].cr2().exsmrgenable();
-    let allowed = secure || !c.secure || !regs.side[1].cr2().exnssmrgdisable();
-    (index, enabled && allowed && (secure || groups_of(c, regs, false).contains(&index)))
+    (index, extension_on(c, regs, secure) && (secure || groups_of(c, regs, false).contains(&index)))
 }

@@ -8,7 +8,8 @@ use portcullis_bus::{InterruptSink, IrqLine};
 use crate::config::Config;
 use crate::state::Regs;
 
-/// The wires of an SMMUv2. All are levels.
+/// The wires of an SMMUv2. All are levels. Their sinks are called while the SMMU's registers are locked, so that levels
+/// arrive in order: a sink must not access the registers itself.
 pub struct Interrupts {
     /// Global faults: non-secure, secure.
     pub global: [IrqLine; 2],

@@ -5,8 +5,8 @@
 //! [`Interrupts`]. Reads of tables go through the [`Memory`](portcullis_bus::Memory) given to it. [`SmmuV2::explain`] tells
 //! the story of a translation without changing anything.
 //!
-//! Start reading at [`Config`], then `matching` (stream to context), `context` (registers to translation
-//! parameters) and `fault`.
+//! Start reading at [`Config`], then `decide` (what becomes of a transaction), `context` (registers to
+//! translation parameters) and `fault`.
 //!
 //! | Part | |
 //! |---|---|
@@ -19,6 +19,7 @@ mod ats;
 mod bank;
 mod config;
 mod context;
+mod decide;
 mod explain;
 mod fault;
 mod global;
@@ -30,7 +31,7 @@ mod state;
 mod tlbi;
 
 pub use config::{Aarch32, Config, ConfigError, Granules};
-pub use context::{BypassReason, GlobalFault};
+pub use decide::{BypassReason, GlobalFault};
 pub use explain::{BankView, Explanation, Outcome};
 pub use irq::Interrupts;
 pub use matching::Match;

@@ -17,25 +17,38 @@ pub enum Match {
     Conflict(u16, u16),
 }
 
-/// The groups that belong to a security state, as a range of indexes, with the extension taken into account.
+/// True if this security state uses the groups beyond the first 128 (CR2.EXSMRGENABLE). The secure side can forbid
+/// the other to.
+pub(crate) fn extension_on(config: &Config, regs: &Regs, secure: bool) -> bool {
+    let forbidden = config.secure && !secure && regs.side[1].cr2().exnssmrgdisable();
+    config.extended_groups() && !forbidden && regs.side[usize::from(secure)].cr2().exsmrgenable()
+}
+
+/// How many groups, counted from 0, are not the secure side's.
+pub(crate) fn non_secure_groups(config: &Config, regs: &Regs) -> usize {
+    let all = regs.smr.len();
+    if !config.secure {
+        return all;
+    }
+    let scr1 = usize::from(regs.scr1().nsnumsmrgo());
+    if !config.extended_groups() {
+        return scr1.min(all);
+    }
+    let scr2 = regs.side[1].cr2();
+    if scr2.exsmrgenable() {
+        return usize::from(scr2.exnsnumsmrgo()).min(all);
+    }
+    // Only the last 128 are in use, and of those the first NSNUMSMRGO are non-secure.
+    all.saturating_sub(128usize.saturating_sub(scr1))
+}
+
+/// The groups that belong to a security state, as a range of indexes, with the extension taken into account: while it
+/// is off, the last 128 are all there are.
 pub(crate) fn groups_of(config: &Config, regs: &Regs, secure: bool) -> std::ops::Range<usize> {
     let all = regs.smr.len();
-    let side = &regs.side[usize::from(secure)];
-    if !config.secure {
-        let extended = config.extended_groups() && side.cr2().exsmrgenable();
-        return if config.extended_groups() && !extended { all - 128..all } else { 0..all };
-    }
-    let extended = config.extended_groups() && side.cr2().exsmrgenable();
-    let scr1 = usize::from(regs.scr1().nsnumsmrgo());
-    let scr2 = regs.side[1].cr2();
-    let ns = if !config.extended_groups() {
-        scr1.min(all)
-    } else if scr2.exsmrgenable() {
-        usize::from(scr2.exnsnumsmrgo()).min(all)
-    } else {
-        all.saturating_sub(128usize.saturating_sub(scr1))
-    };
-    let low = if config.extended_groups() && !extended { all - 128 } else { 0 };
+    let extended = config.extended_groups();
+    let low = if extended && !extension_on(config, regs, secure) { all - 128 } else { 0 };
+    let ns = non_secure_groups(config, regs);
     if secure { ns.max(low)..all } else { low.min(ns)..ns }
 }
 
@@ -45,7 +58,7 @@ pub(crate) fn find(config: &Config, regs: &Regs, stream: StreamId, secure: bool)
     let groups = groups_of(config, regs, secure);
     let id = stream.get();
     let extended = config.extended_ids && side.cr0().exidenable();
-    let bits = if extended { 16 } else { config.stream_id_bits };
+    let bits = if extended { 16 } else { config.stream_bits() };
     if id >> bits != 0 {
         return Match::None;
     }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use portcullis_arch::smmuv2::offset::{cb, gr0, page};
 use portcullis_bus::{BusError, Memory, Mmio};
 
-use crate::model::SmmuV2;
+use crate::model::{Live, SmmuV2};
 
 /// The register window for software of one security state. On a ZynqMP only the APU reaches it, which is why ports
 /// do not lead here.
@@ -35,15 +35,22 @@ impl<M: Memory> Mmio for Window<M> {
     fn mmio_read(&self, offset: u64, data: &mut [u8]) -> Result<(), BusError> {
         data.fill(0);
         let Some(place) = self.place(offset) else { return Err(BusError::Decode) };
-        let aligned = offset.is_multiple_of(data.len().max(1) as u64);
-        match data.len() {
-            4 if aligned => data.copy_from_slice(&self.read_word(place).to_le_bytes()),
-            8 if aligned => {
+        if !offset.is_multiple_of(data.len().max(1) as u64) {
+            return Ok(());
+        }
+        // One lock for all of an access: an aligned 64-bit access is not torn.
+        let mut live = self.smmu.lock();
+        if self.denied(&live, place) {
+            return Ok(());
+        }
+        match data {
+            [byte] => *byte = live.regs.compindex_byte(&self.smmu.config, place, self.secure, None),
+            [_, _, _, _] => data.copy_from_slice(&self.read_word(&mut live, place).to_le_bytes()),
+            [_, _, _, _, _, _, _, _] => {
                 let (low, high) = data.split_at_mut(4);
-                low.copy_from_slice(&self.read_word(place).to_le_bytes());
-                high.copy_from_slice(&self.read_word(place.plus(4)).to_le_bytes());
+                low.copy_from_slice(&self.read_word(&mut live, place).to_le_bytes());
+                high.copy_from_slice(&self.read_word(&mut live, place.plus(4)).to_le_bytes());
             }
-            1 => data[0] = self.smmu.lock().regs.compindex_byte(&self.smmu.config, place, self.secure, None),
             _ => {}
         }
         Ok(())
@@ -54,25 +61,31 @@ impl<M: Memory> Mmio for Window<M> {
         if !offset.is_multiple_of(data.len().max(1) as u64) {
             return Ok(());
         }
+        let smmu = &*self.smmu;
+        let mut live = smmu.lock();
+        if self.denied(&live, place) {
+            return Ok(());
+        }
         if let Ok(bytes) = <[u8; 4]>::try_from(data) {
             let value = u32::from_le_bytes(bytes);
             if is_wide_operation(place) {
-                self.smmu.write_operation(place, self.secure, value.into());
+                smmu.write_operation(&mut live, place, self.secure, value.into());
             } else if !is_wide_operation(place.minus(4)) {
-                self.smmu.write_word(place, self.secure, value);
+                smmu.write_word(&mut live, place, self.secure, value);
             }
         } else if let Ok(bytes) = <[u8; 8]>::try_from(data) {
             let value = u64::from_le_bytes(bytes);
             if is_wide_operation(place) {
-                self.smmu.write_operation(place, self.secure, value);
+                smmu.write_operation(&mut live, place, self.secure, value);
             } else {
-                self.smmu.write_word(place, self.secure, value as u32);
-                self.smmu.write_word(place.plus(4), self.secure, (value >> 32) as u32);
+                smmu.write_word(&mut live, place, self.secure, value as u32);
+                smmu.write_word(&mut live, place.plus(4), self.secure, (value >> 32) as u32);
             }
         } else if let [byte] = data {
-            self.smmu.lock().regs.compindex_byte(&self.smmu.config, place, self.secure, Some(*byte));
-            self.smmu.log.publish(portcullis_walk::Invalidation::Config);
+            live.regs.compindex_byte(&smmu.config, place, self.secure, Some(*byte));
+            smmu.log.publish(portcullis_walk::Invalidation::Config);
         }
+        smmu.interrupts.update(&smmu.config, &live.regs);
         Ok(())
     }
 }
@@ -91,10 +104,16 @@ impl<M: Memory> Window<M> {
         })
     }
 
-    fn read_word(&self, place: Place) -> u32 {
+    /// SCR1.GASRAE takes all global registers, operations included, away from non-secure software.
+    fn denied(&self, live: &Live, place: Place) -> bool {
+        let global = matches!(place, Place::Global(..));
+        global && !self.secure && self.smmu.config.secure && live.regs.scr1().gasrae()
+    }
+
+    fn read_word(&self, live: &mut Live, place: Place) -> u32 {
         match place {
-            Place::Global(page, at) => self.smmu.read_global(page, at, self.secure),
-            Place::Bank(n, at) => self.smmu.read_bank(n, at, self.secure),
+            Place::Global(page, at) => self.smmu.read_global(live, page, at, self.secure),
+            Place::Bank(n, at) => self.smmu.read_bank(live, n, at, self.secure),
         }
     }
 }
@@ -138,19 +157,23 @@ pub(crate) fn is_gats(at: usize) -> bool {
 }
 
 impl<M: Memory> SmmuV2<M> {
-    fn write_word(&self, place: Place, secure: bool, value: u32) {
+    fn write_word(&self, live: &mut Live, place: Place, secure: bool, value: u32) {
         match place {
-            Place::Global(page, at) => self.write_global(page, at, secure, value),
-            Place::Bank(n, at) => self.write_bank(n, at, secure, value),
+            Place::Global(page, at) => self.write_global(live, page, at, secure, value),
+            Place::Bank(n, at) => self.write_bank(live, n, at, secure, value),
         }
     }
 
-    fn write_operation(&self, place: Place, secure: bool, value: u64) {
+    fn write_operation(&self, live: &mut Live, place: Place, secure: bool, value: u64) {
         match place {
-            Place::Global(_, at) if is_gats(at) => self.global_translation_operation(at, secure, value),
-            Place::Global(_, at) => self.global_invalidation(at, secure, value),
-            Place::Bank(n, at) if at >= cb::ATS1PR => self.bank_translation_operation(n, at, secure, value),
-            Place::Bank(n, at) => self.bank_invalidation(n, at, secure, value),
+            Place::Global(_, at) if is_gats(at) => {
+                self.global_translation_operation(&mut live.regs, at, secure, value);
+            }
+            Place::Global(_, at) => self.global_invalidation(&live.regs, at, secure, value),
+            Place::Bank(n, at) if at >= cb::ATS1PR => {
+                self.bank_translation_operation(&mut live.regs, n, at, secure, value);
+            }
+            Place::Bank(n, at) => self.bank_invalidation(&live.regs, n, at, secure, value),
         }
     }
 }

@@ -4,17 +4,23 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use portcullis_arch::{Access, StreamId};
 use portcullis_bus::{Initiator, Memory, StallState, StallTag};
-use portcullis_walk::{Context, Fault, FaultOutcome, Invalidation, Resolution, SyncLog, SyncToken, Tbu, Tcu};
+use portcullis_walk::{
+    Context, Fault, FaultKind, FaultOutcome, Invalidation, Resolution, SyncLog, SyncToken, Tbu, Tcu,
+};
 
 use crate::config::{Config, ConfigError};
-use crate::context::{Decision, decide};
-use crate::fault;
-use crate::irq::Interrupts;
+use crate::decide::{Decision, decide};
+use crate::fault::{self, Origin};
+use crate::irq::{Interrupts, context_level};
 use crate::mmio::Window;
-use crate::state::{Regs, RestoreError, Stall, State};
+use crate::state::{Bank, Regs, RestoreError, Stall, State};
 
 /// A port of an [`SmmuV2`] whose walks and whose data go through `M`.
 pub type Port<M> = Tbu<SmmuV2<M>, M>;
+
+/// A secure fetch from non-secure memory through a bank whose stages are off (SCR1.SIF).
+pub(crate) const SECURE_FETCH: Fault =
+    Fault { kind: FaultKind::Permission, stage: 1, level: 0, ipa: 0, on_stage1_walk: false };
 
 /// What changes: the registers, and synchronisations under way (which are not state: after a restore no access is
 /// running).
@@ -94,7 +100,7 @@ impl<M: Memory> SmmuV2<M> {
     /// The level of a context bank's interrupt output now.
     pub fn context_interrupt(&self, bank: u8) -> bool {
         let live = self.lock();
-        let level = |b: &crate::state::Bank| crate::irq::context_level(&self.config, b.sctlr, b.fsr());
+        let level = |b: &Bank| context_level(&self.config, b.sctlr, b.fsr());
         live.regs.banks.get(usize::from(bank)).is_some_and(level)
     }
 
@@ -131,6 +137,11 @@ impl<M: Memory> Tcu for SmmuV2<M> {
     fn resolve(&self, from: &Initiator, va: u64, access: Access) -> Resolution {
         let mut live = self.lock();
         let (decision, trail) = decide(&self.config, &live.regs, from, access);
+        let origin = Origin { from, va, access, operation: false };
+        if trail.only_this {
+            // The port may use the answer now, but not keep it.
+            self.log.publish(Invalidation::Config);
+        }
         match decision {
             // Bypass truncates to the output size and never faults on it.
             Decision::Bypass { attrs, .. } => {
@@ -138,7 +149,14 @@ impl<M: Memory> Tcu for SmmuV2<M> {
             }
             Decision::Translate(context) => Resolution::Translate(context.into()),
             Decision::Global { fault, nested } => {
-                let outcome = fault::global(&mut live.regs, fault, nested, from, va, access, trail.secure);
+                let what = (fault, nested);
+                let outcome = fault::global(&self.config, &mut live.regs, what, origin, trail.secure);
+                self.interrupts.update(&self.config, &live.regs);
+                Resolution::Refused(outcome)
+            }
+            Decision::SecureFetch(context) => {
+                let outcome = fault::context(&self.config, &mut live.regs, &context, origin, SECURE_FETCH);
+                self.log.publish(Invalidation::Config);
                 self.interrupts.update(&self.config, &live.regs);
                 Resolution::Refused(outcome)
             }
@@ -161,7 +179,8 @@ impl<M: Memory> Tcu for SmmuV2<M> {
         if seen.is_some_and(|seen| seen != self.log.generation()) {
             return FaultOutcome::Retry;
         }
-        let outcome = fault::context(&self.config, &mut live.regs, context, from, va, access, fault);
+        let origin = Origin { from, va, access, operation: false };
+        let outcome = fault::context(&self.config, &mut live.regs, context, origin, fault);
         // Every port looks at the bank again, so that HUPCF = 0 stops hits as well.
         self.log.publish(Invalidation::Config);
         self.interrupts.update(&self.config, &live.regs);

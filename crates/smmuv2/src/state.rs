@@ -2,11 +2,17 @@
 
 use std::collections::BTreeMap;
 
-use portcullis_arch::smmuv2::{Acr, Cbar, Cr0, Cr2, Fsr, S2cr, Scr1};
+use portcullis_arch::smmuv2::{Acr, Cba2r, Cbar, Cr0, Cr2, Fsr, Gfsr, S2cr, Scr1, Sctlr};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use crate::bank::{actlr_mask, any_format, tcr2_write};
 use crate::config::Config;
+use crate::fault::MAX_STALLS;
+use crate::global::{
+    CBAR_MASK, acr_mask, cba2r_write, cr0_write, cr2_mask, gfsynr0_mask, s2cr_mask, scr1_write, smr_mask,
+    stream_mask,
+};
 
 /// The registers that exist once per security state.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -108,7 +114,8 @@ impl Regs {
             cbar: if m { Cbar::new().with_type_code(2).into_bits() } else { 0 },
             sctlr: if m { 0x100 } else { 0 },
             actlr: if m { 3 } else { 0 },
-            tcr2: if m { 0x60 } else { 0 },
+            tcr2: tcr2_write(c, 0),
+            cba2r: cba2r_write(c, 0),
             ..Bank::default()
         };
         let groups = usize::from(c.stream_groups);
@@ -128,6 +135,27 @@ impl Regs {
 
     pub fn scr1(&self) -> Scr1 {
         Scr1::from_bits(self.scr1)
+    }
+
+    /// True while CR0.STALLD of a bank's security state takes stalling away. MMU-500 has no such bit.
+    pub fn stalling_off(&self, c: &Config, n: usize) -> bool {
+        self.side[usize::from(self.bank_is_secure(c, n))].cr0().stalld()
+    }
+
+    /// SCTLR of a bank as it works.
+    pub fn sctlr(&self, c: &Config, n: usize) -> Sctlr {
+        let sctlr = Sctlr::from_bits(self.banks.get(n).map_or(0, |b| b.sctlr));
+        sctlr.with_cfcfg(sctlr.cfcfg() && !self.stalling_off(c, n))
+    }
+
+    /// True if VMIDs have 16 bits.
+    pub fn wide_vmids(&self, c: &Config) -> bool {
+        c.vmid16 && self.side[0].cr0().vmid16en()
+    }
+
+    /// The VMID of a bank.
+    pub fn vmid(&self, c: &Config, bank: &Bank) -> u16 {
+        if self.wide_vmids(c) { Cba2r::from_bits(bank.cba2r).vmid16() } else { bank.cbar().vmid().into() }
     }
 
     /// True if bank `n` belongs to the secure side.
@@ -184,14 +212,69 @@ impl State {
         {
             return Err(RestoreError::Damaged("register counts do not match the configuration"));
         }
-        let bad =
-            |s: &Stall| matches!(s, Stall::Waiting { bank, .. } if usize::from(*bank) >= regs.banks.len());
-        if regs.stalls.values().any(bad) {
-            return Err(RestoreError::Damaged("a stalled transaction names a bank that does not exist"));
+        match damage(config, &regs) {
+            Some(what) => Err(RestoreError::Damaged(what)),
+            None => Ok(regs),
         }
-        if regs.stalls.keys().next_back().is_some_and(|t| *t >= regs.next_tag) {
-            return Err(RestoreError::Damaged("a stalled transaction has a tag from the future"));
-        }
-        Ok(regs)
     }
+}
+
+/// What is wrong with saved registers of the right counts: values that no write could have left.
+fn damage(c: &Config, regs: &Regs) -> Option<&'static str> {
+    let upstream = c.upstream_mask();
+    let only = |value: u32, mask: u32| value & !mask == 0;
+    let side = |s: &Side, secure: bool| {
+        cr0_write(c, c.cr0_reset().into_bits(), s.cr0, secure) == s.cr0
+            && only(s.cr2, cr2_mask(c, secure))
+            && only(s.acr, acr_mask(c, secure))
+            && only(s.gfsr, Gfsr::MASK)
+            && s.gfar & !upstream == 0
+            && only(s.gfsynr[0], gfsynr0_mask(c, secure))
+            && only(s.gfsynr[1], stream_mask(c, true))
+    };
+    let (sctlr, fsynr0) = any_format(c);
+    let fault_bits = Fsr::W1C | Fsr::new().with_ss(true).into_bits();
+    let bank = |b: &Bank| {
+        only(b.cbar, CBAR_MASK)
+            && cba2r_write(c, b.cba2r) == b.cba2r
+            && only(b.cbfrsynra, stream_mask(c, true))
+            && only(b.sctlr, sctlr)
+            && only(b.actlr, actlr_mask(c))
+            && tcr2_write(c, b.tcr2) == b.tcr2
+            && only(b.fsr, fault_bits)
+            && only(b.fsynr[0], fsynr0)
+    };
+    // A bank says that it stalls exactly while a transaction waits in it.
+    let waiting = |n: usize| {
+        let here = |s: &Stall| matches!(s, Stall::Waiting { bank, .. } if usize::from(*bank) == n);
+        regs.stalls.values().any(here)
+    };
+    let lost = |s: &Stall| matches!(s, Stall::Waiting { bank, .. } if usize::from(*bank) >= regs.banks.len());
+    let rules: [(bool, &'static str); 7] = [
+        (
+            !side(&regs.side[0], false) || !side(&regs.side[1], true),
+            "a global register has bits that do not exist",
+        ),
+        (
+            scr1_write(c, c.scr1_reset().into_bits(), regs.scr1) != regs.scr1,
+            "SCR1 has bits that do not exist",
+        ),
+        (
+            !regs.smr.iter().all(|v| only(*v, smr_mask(c)))
+                || !regs.s2cr.iter().all(|v| only(*v, s2cr_mask(c))),
+            "a stream mapping register has bits that do not exist",
+        ),
+        (!regs.banks.iter().all(bank), "a context bank register has bits that do not exist"),
+        (regs.stalls.values().any(lost), "a stalled transaction names a bank that does not exist"),
+        (
+            regs.next_tag > 1 << 63 || regs.stalls.keys().next_back().is_some_and(|t| *t >= regs.next_tag),
+            "a stalled transaction has a tag from the future",
+        ),
+        (
+            regs.stalls.len() > MAX_STALLS
+                || regs.banks.iter().enumerate().any(|(n, b)| b.fsr().ss() != waiting(n)),
+            "FSR.SS and the stalled transactions do not agree",
+        ),
+    ];
+    rules.iter().find(|(bad, _)| *bad).map(|(_, what)| *what)
 }

@@ -5,7 +5,9 @@ use portcullis_arch::smmuv2::{CbType, Cba2r, Tcr2};
 use portcullis_bus::Memory;
 use portcullis_walk::{Invalidation, Regime, Scope, StageScope};
 
+use crate::context::regime_of;
 use crate::model::SmmuV2;
+use crate::state::Regs;
 
 /// VA\[55:12\] in bits 43:0 of an operand, bit 55 copied upwards.
 fn operand_va(value: u64) -> u64 {
@@ -14,12 +16,12 @@ fn operand_va(value: u64) -> u64 {
 
 impl<M: Memory> SmmuV2<M> {
     /// A write to an invalidation register of global space 0; other offsets do nothing.
-    pub(crate) fn global_invalidation(&self, at: usize, secure: bool, value: u64) {
+    pub(crate) fn global_invalidation(&self, regs: &Regs, at: usize, secure: bool, value: u64) {
         let all = |secure, regime, stages| {
             Invalidation::Contexts(Scope { secure, regime, vmid: None, asid: None, stages })
         };
         let vmid = |stages| {
-            let mask = if self.config.vmid16 { 0xffff } else { 0xff };
+            let mask = if regs.wide_vmids(&self.config) { 0xffff } else { 0xff };
             let vmid = Some((value & mask) as u16);
             Invalidation::Contexts(Scope {
                 secure: false,
@@ -51,9 +53,7 @@ impl<M: Memory> SmmuV2<M> {
     }
 
     /// A write to an invalidation register of a context bank.
-    pub(crate) fn bank_invalidation(&self, n: usize, at: usize, secure: bool, value: u64) {
-        let live = self.lock();
-        let regs = &live.regs;
+    pub(crate) fn bank_invalidation(&self, regs: &Regs, n: usize, at: usize, secure: bool, value: u64) {
         let Some(bank) = regs.banks.get(n) else { return };
         let bank_secure = regs.bank_is_secure(&self.config, n);
         if bank_secure && !secure {
@@ -66,17 +66,9 @@ impl<M: Memory> SmmuV2<M> {
         if is_stage2 != by_ipa {
             return;
         }
-        let hyp = cbar.kind() == CbType::Stage1Bypass && cbar.hypc() && !regs.side[0].cr0().hypmode();
-        let monitor = cbar.kind() == CbType::Stage1Bypass && cba2r.monc() && bank_secure && va64;
-        let regime = match (hyp, monitor) {
-            (_, true) => Regime::Monitor,
-            (true, _) => Regime::Hyp,
-            _ => Regime::Guest,
-        };
+        let regime = regime_of(regs, bank, bank_secure);
         let single = regime != Regime::Guest;
-        let vmid16 = self.config.vmid16 && regs.side[0].cr0().vmid16en();
-        let vmid = if vmid16 { cba2r.vmid16() } else { cbar.vmid().into() };
-        let vmid = (!single).then_some(vmid);
+        let vmid = (!single).then(|| regs.vmid(&self.config, bank));
         let scope = Scope {
             secure: bank_secure,
             regime: Some(regime),

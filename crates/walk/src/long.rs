@@ -7,7 +7,7 @@ use portcullis_bus::Memory;
 
 use crate::perms::Perms;
 use crate::record::{Recorder, Rule, Step};
-use crate::stage::{Fault, FaultKind, Leaf, Region, Stage1, Stage2, TableFormat, combine};
+use crate::stage::{Fault, FaultKind, Leaf, Region, Stage1, Stage2, TableFormat, combine, exceeds};
 
 /// What both stages share about one walk.
 struct Lookup<'a> {
@@ -17,6 +17,8 @@ struct Lookup<'a> {
     output_bits: u8,
     big_endian: bool,
     secure: bool,
+    /// Access flag faults are off.
+    affd: bool,
     /// Level that a table base above the output size reports.
     base_level: i8,
 }
@@ -41,14 +43,20 @@ impl Lookup<'_> {
         let region = self.region;
         let (granule, stride) = (region.granule, u32::from(region.granule.stride()));
         let mut level = region.start_level;
-        let mut shift = u32::from(granule.log2()) + stride * (3 - level).unsigned_abs() as u32;
+        if !(-1..=3).contains(&level) {
+            return Err(self.fault(FaultKind::Translation, self.base_level));
+        }
+        let mut shift = u32::from(granule.log2()) + stride * u32::from((3 - level).unsigned_abs());
         // The first table resolves what is left of the input above its own level; it may be smaller than a granule
         // or, at stage 2, several tables in a row.
-        let mut width = u32::from(region.input_bits).saturating_sub(shift);
+        let mut width = u32::from(region.input_bits.min(64)).saturating_sub(shift);
+        if width == 0 {
+            return Err(self.fault(FaultKind::Translation, self.base_level));
+        }
         let mut table = region.base;
         let mut tables = 0;
         let mut walk_attrs = region.walk_attrs;
-        if table >> self.output_bits != 0 {
+        if exceeds(table, self.output_bits) {
             return Err(self.fault(FaultKind::AddressSize, self.base_level));
         }
         loop {
@@ -79,7 +87,7 @@ impl Lookup<'_> {
                 recorder.step(self.step(level, address, value, Rule::Invalid));
                 return Err(self.fault(FaultKind::Translation, level));
             }
-            if out >> self.output_bits != 0 {
+            if exceeds(out, self.output_bits) {
                 let rule = Rule::AddressSize { address: out, bits: self.output_bits };
                 recorder.step(self.step(level, address, value, rule));
                 return Err(self.fault(FaultKind::AddressSize, level));
@@ -97,6 +105,10 @@ impl Lookup<'_> {
                 shift -= stride;
                 width = stride;
                 continue;
+            }
+            if value & bits::AF == 0 && !self.affd {
+                recorder.step(self.step(level, address, value, Rule::AccessFlag));
+                return Err(self.fault(FaultKind::AccessFlag, level));
             }
             let mut size_log2 = shift as u8;
             let mut output = out & !((1 << shift) - 1);
@@ -144,12 +156,10 @@ pub(crate) fn stage1<M: Memory, R: Recorder>(
         output_bits,
         big_endian,
         secure,
+        affd: s1.affd,
         base_level: s1.range_fault_level,
     };
     let found = lookup.run(memory, recorder, place)?;
-    if found.value & bits::AF == 0 && !s1.affd {
-        return Err(lookup.fault(FaultKind::AccessFlag, found.level));
-    }
     let ns_table = secure && found.tables & bits::NS_TABLE != 0;
     let mair = (s1.mair >> (8 * (found.value >> bits::ATTR_INDEX_SHIFT & 7))) as u8;
     let ns = !secure || ns_table || found.value & bits::NS != 0;
@@ -160,6 +170,7 @@ pub(crate) fn stage1<M: Memory, R: Recorder>(
     Ok(Leaf {
         output: found.output,
         size_log2: found.size_log2,
+        leaf_log2: found.size_log2,
         perms: stage1_perms(s1, found.value, found.tables).fetch_if(!(s1.secure_fetch_only && ns)),
         attrs,
         level: found.level,
@@ -182,7 +193,7 @@ fn stage1_perms(s1: &Stage1, leaf: u64, tables: u64) -> Perms {
     let user_fetch = !has(bits::UXN)
         && !above(bits::UXN_TABLE)
         && user_readable_enough
-        && !(user_writable && (s1.wxn || (s1.uwxn && s1.format != TableFormat::Aarch64)));
+        && !(user_writable && (s1.wxn || s1.uwxn));
     let never = match s1.format {
         TableFormat::Aarch64 => has(bits::PXN) || above(bits::PXN_TABLE) || user_writable,
         // XN stops both privileges in the AArch32 format.
@@ -196,14 +207,22 @@ fn stage1_perms(s1: &Stage1, leaf: u64, tables: u64) -> Perms {
     Perms::new((true, writable, fetch), (user, user_writable, user_fetch))
 }
 
-/// Attributes of one byte of MAIR: the memory type, and the inner allocation hints.
+/// Attributes of one byte of MAIR: the memory type, and the allocation hints of the inner caches (of the outer ones
+/// where the inner ones do not keep it).
 pub(crate) fn mair_attributes(byte: u8) -> Attributes {
+    const NON_CACHEABLE: u8 = 0b0100;
     let hint = |set: bool| if set { Allocate::Yes } else { Allocate::No };
     let attrs = Attributes::from_bits(0).with_memory(MemoryType::from_mair(byte));
     if !attrs.memory().is_cacheable() {
         return attrs;
     }
-    attrs.with_read_allocate(hint(byte & 2 != 0)).with_write_allocate(hint(byte & 1 != 0))
+    let hints = match byte & 0xf {
+        // UNPREDICTABLE for a CPU; an SMMU takes it as write-through with both hints set.
+        0 => 0b11,
+        NON_CACHEABLE => byte >> 4,
+        inner => inner,
+    };
+    attrs.with_read_allocate(hint(hints & 2 != 0)).with_write_allocate(hint(hints & 1 != 0))
 }
 
 /// Walks stage 2 for `ipa`.
@@ -223,13 +242,11 @@ pub(crate) fn stage2<M: Memory, R: Recorder>(
         output_bits,
         big_endian,
         secure: false,
+        affd: s2.affd,
         base_level: s2.range_fault_level,
     };
     let found = lookup.run(memory, recorder, |at, _: &mut R| Ok((at, None)))?;
     let v = found.value;
-    if v & bits::AF == 0 && !s2.affd {
-        return Err(lookup.fault(FaultKind::AccessFlag, found.level));
-    }
     let (read, write) = (v & bits::S2AP_READ != 0, v & bits::S2AP_WRITE != 0);
     let fetch = v & bits::UXN == 0 && (read || s2.format == TableFormat::Aarch64);
     let attrs = Attributes::from_bits(0)
@@ -241,6 +258,7 @@ pub(crate) fn stage2<M: Memory, R: Recorder>(
     Ok(Leaf {
         output: found.output,
         size_log2: found.size_log2,
+        leaf_log2: found.size_log2,
         perms: Perms::stage2(read, write, fetch),
         attrs,
         level: found.level,

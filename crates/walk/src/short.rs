@@ -8,7 +8,7 @@ use portcullis_bus::Memory;
 
 use crate::perms::Perms;
 use crate::record::{Recorder, Rule, Step};
-use crate::stage::{Fault, FaultKind, Leaf, Region, Stage1, combine};
+use crate::stage::{Fault, FaultKind, Leaf, Region, Stage1, combine, exceeds};
 
 /// The fields that sections and pages keep in different places.
 struct Fields {
@@ -51,7 +51,7 @@ pub(crate) fn walk<M: Memory, R: Recorder>(
     let step =
         |level, address, value: u32, rule| Step { stage: 1, level, address, value: value.into(), rule };
 
-    let index = u64::from(va) >> 20 & ((1 << (u32::from(region.input_bits).saturating_sub(20))) - 1);
+    let index = u64::from(va) >> 20 & ((1 << (region.input_bits.clamp(20, 32) - 20)) - 1);
     let address = region.base | index << 2;
     let d = read(address, 1, attrs, recorder)?;
     let (fields, address, value) = match d & bits::TYPE {
@@ -75,19 +75,21 @@ pub(crate) fn walk<M: Memory, R: Recorder>(
             return Err(fault(FaultKind::Translation, 1));
         }
     };
-    if fields.output >> s1.output_bits != 0 {
+    if exceeds(fields.output, s1.output_bits) {
         let rule = Rule::AddressSize { address: fields.output, bits: s1.output_bits };
         recorder.step(step(fields.level, address, value, rule));
         return Err(fault(FaultKind::AddressSize, fields.level));
     }
-    let rule = Rule::Leaf { output: fields.output, size_log2: fields.size_log2 };
-    recorder.step(step(fields.level, address, value, rule));
     if s1.access_flag_enable && fields.ap & 1 == 0 && !s1.affd {
+        recorder.step(step(fields.level, address, value, Rule::AccessFlag));
         return Err(fault(FaultKind::AccessFlag, fields.level));
     }
+    let rule = Rule::Leaf { output: fields.output, size_log2: fields.size_log2 };
+    recorder.step(step(fields.level, address, value, rule));
     Ok(Leaf {
         output: fields.output,
         size_log2: fields.size_log2,
+        leaf_log2: fields.size_log2,
         perms: perms(s1, &fields).fetch_if(!(s1.secure_fetch_only && fields.ns)),
         attrs: attributes(s1, &fields).with_non_secure(!s1.secure || fields.ns).consistent(),
         level: fields.level,

@@ -22,6 +22,9 @@ pub enum TableFormat {
 }
 
 /// What a table register covers: one half of a stage 1 address space, or all of stage 2.
+///
+/// A start level outside of -1 to 3, or an input size that leaves the first table less than one bit to resolve,
+/// makes every address a translation fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Region {
     /// Address of the first table.
@@ -104,7 +107,7 @@ impl Split {
     pub fn select(self, va: u64) -> Option<(usize, u64)> {
         match self {
             Self::Aarch64 { va_bits, signed, region_bits } => {
-                if va_bits < 64 && va >> va_bits != 0 {
+                if exceeds(va, va_bits) {
                     return None;
                 }
                 let extend = 64 - u32::from(va_bits.clamp(1, 64));
@@ -120,8 +123,9 @@ impl Split {
                 if va >> 32 != 0 {
                     return None;
                 }
-                let below = |sz: u8| va < 1 << (32 - sz);
-                let above = |sz: u8| va >= (1 << 32) - (1u64 << (32 - sz));
+                let size = |sz: u8| 1u64 << (32 - sz.min(32));
+                let below = |sz: u8| va < size(sz);
+                let above = |sz: u8| va >= (1 << 32) - size(sz);
                 let half = match (t0, t1) {
                     (0, 0) => 0,
                     (m, 0) => usize::from(!below(m)),
@@ -130,16 +134,29 @@ impl Split {
                     (_, n) if above(n) => 1,
                     _ => return None,
                 };
-                let sz = [t0, t1][half];
-                Some((half, va & (u64::from(u32::MAX) >> sz)))
+                Some((half, va & (size([t0, t1][half]) - 1)))
             }
             Self::Short { n } => {
                 if va >> 32 != 0 {
                     return None;
                 }
-                let half = usize::from(n > 0 && va >> (32 - n) != 0);
+                let half = usize::from(n > 0 && va >> (32 - n.min(32)) != 0);
                 Some((half, va))
             }
+        }
+    }
+
+    /// log2 of the largest naturally aligned block that lies in region `half` as a whole. The AArch32 regions without
+    /// a size of their own begin or end in the middle of what one descriptor can cover.
+    #[inline]
+    fn block_limit(self, half: usize) -> u8 {
+        match (self, half) {
+            (Self::Aarch64 { region_bits: [bits, _], .. }, 0) => bits,
+            (Self::Aarch64 { region_bits: [_, bits], .. }, _) => bits,
+            (Self::Long { tsz: [0, t1] }, 0) => 32u8.saturating_sub(t1),
+            (Self::Long { tsz: [t0, 0] }, 1) => 32u8.saturating_sub(t0),
+            (Self::Long { tsz }, _) => 32u8.saturating_sub(tsz[half & 1]),
+            (Self::Short { n }, _) => 32u8.saturating_sub(n),
         }
     }
 }
@@ -195,13 +212,28 @@ pub struct Fault {
     pub on_stage1_walk: bool,
 }
 
+/// True if `address` needs more than `bits` bits.
+#[inline]
+pub(crate) fn exceeds(address: u64, bits: u8) -> bool {
+    bits < 64 && address >> bits != 0
+}
+
+/// The low `log2` bits.
+#[inline]
+fn low(log2: u8) -> u64 {
+    if log2 >= 64 { u64::MAX } else { (1 << log2) - 1 }
+}
+
 /// A leaf of one stage.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Leaf {
     /// Output address of the first byte of the leaf.
     pub output: u64,
-    /// log2 of its size (a contiguous run counted as one).
+    /// log2 of the size of the block around the input address for which it holds: what the descriptor covers (a
+    /// contiguous run counted as one), cut to the range that may use these tables.
     pub size_log2: u8,
+    /// log2 of what the descriptor covers.
+    pub leaf_log2: u8,
     /// What it allows.
     pub perms: Perms,
     /// Memory type, shareability, hints and (bit NS) security.
@@ -219,6 +251,9 @@ pub struct Walked {
     pub pa: u64,
     /// log2 of the block around it for which this translation holds.
     pub size_log2: u8,
+    /// log2 of what the first stage's leaf covers, at least the above: software that invalidates any address in it
+    /// means all of it.
+    pub leaf_log2: u8,
     /// What both stages allow.
     pub perms: Perms,
     /// Attributes from the tables of both stages, combined.
@@ -245,7 +280,7 @@ pub struct Flat {
     pub input_bits: u8,
     /// An address of more bits is an address size fault.
     pub output_bits: u8,
-    /// The stage that is off.
+    /// The stage that is off. If it is 2 and stage 2 is on, these checks do not count.
     pub stage: u8,
     /// Level that the fault reports.
     pub level: i8,
@@ -257,10 +292,9 @@ impl Flat {
 
     #[inline]
     fn check(&self, address: u64) -> Result<(), Fault> {
-        let above = |bits: u8| bits < 64 && address >> bits != 0;
-        let kind = if above(self.input_bits) {
+        let kind = if exceeds(address, self.input_bits) {
             FaultKind::Translation
-        } else if above(self.output_bits) {
+        } else if exceeds(address, self.output_bits) {
             FaultKind::AddressSize
         } else {
             return Ok(());
@@ -284,26 +318,29 @@ impl Nested {
         recorder: &mut R,
     ) -> Result<Walked, Fault> {
         let Some(s1) = &self.stage1 else {
-            self.flat.check(va)?;
-            let Some(s2) = &self.stage2 else {
-                let attrs = Attributes::DEVICE_DEFAULT;
-                return Ok(Walked { pa: va, size_log2: 12, perms: Perms::ALL, attrs, global: true });
-            };
-            let leaf = s2.walk(memory, va, recorder)?;
+            let flat = self.flat_first_stage();
+            flat.check(va)?;
+            let Some(s2) = &self.stage2 else { return Ok(Walked::flat(va)) };
+            let leaf = s2.walk(memory, va, recorder)?.within(va, flat.input_bits.min(flat.output_bits));
             check(leaf.perms, kind, 2, leaf.level, va)?;
-            return Ok(finish(va, leaf, leaf.size_log2, leaf.perms, leaf.attrs, false));
+            return Ok(finish(va, leaf, leaf.leaf_log2, leaf.perms, leaf.attrs, false));
         };
         let leaf1 = self.stage1_leaf(s1, memory, va, recorder)?;
         check(leaf1.perms, kind, 1, leaf1.level, va)?;
         let Some(s2) = &self.stage2 else {
-            return Ok(finish(va, leaf1, leaf1.size_log2, leaf1.perms, leaf1.attrs, leaf1.global));
+            return Ok(finish(va, leaf1, leaf1.leaf_log2, leaf1.perms, leaf1.attrs, leaf1.global));
         };
-        let ipa = leaf1.output | va & ((1 << leaf1.size_log2) - 1);
+        let ipa = leaf1.at(va);
         let leaf2 = s2.walk(memory, ipa, recorder)?;
         check(leaf2.perms, kind, 2, leaf2.level, ipa)?;
-        let size = leaf1.size_log2.min(leaf2.size_log2);
+        let leaf2 = leaf2.within(ipa, leaf1.size_log2);
         let attrs = combine(leaf1.attrs, leaf2.attrs);
-        Ok(finish(ipa, leaf2, size, leaf1.perms.and(leaf2.perms), attrs, leaf1.global))
+        Ok(finish(ipa, leaf2, leaf1.leaf_log2, leaf1.perms.and(leaf2.perms), attrs, leaf1.global))
+    }
+
+    /// The checks of the first stage while it is off.
+    fn flat_first_stage(&self) -> Flat {
+        if self.flat.stage == 2 && self.stage2.is_some() { Flat::UNCHECKED } else { self.flat }
     }
 
     #[inline]
@@ -330,13 +367,37 @@ impl Nested {
         recorder: &mut R,
     ) -> Result<Walked, Fault> {
         let Some(s1) = &self.stage1 else {
-            self.flat.check(va)?;
-            let attrs = Attributes::DEVICE_DEFAULT;
-            return Ok(Walked { pa: va, size_log2: 12, perms: Perms::ALL, attrs, global: true });
+            self.flat_first_stage().check(va)?;
+            return Ok(Walked::flat(va));
         };
         let leaf = self.stage1_leaf(s1, memory, va, recorder)?;
         check(leaf.perms, kind, 1, leaf.level, va)?;
-        Ok(finish(va, leaf, leaf.size_log2, leaf.perms, leaf.attrs, leaf.global))
+        Ok(finish(va, leaf, leaf.leaf_log2, leaf.perms, leaf.attrs, leaf.global))
+    }
+}
+
+impl Walked {
+    /// Address in, address out.
+    fn flat(va: u64) -> Self {
+        let attrs = Attributes::DEVICE_DEFAULT;
+        Self { pa: va, size_log2: 12, leaf_log2: 12, perms: Perms::ALL, attrs, global: true }
+    }
+}
+
+impl Leaf {
+    /// Where `input`, an address that this leaf covers, comes out.
+    #[inline]
+    fn at(&self, input: u64) -> u64 {
+        self.output | input & low(self.size_log2)
+    }
+
+    /// The part around `input` of at most `1 << limit_log2` bytes.
+    #[inline]
+    fn within(self, input: u64, limit_log2: u8) -> Self {
+        if self.size_log2 <= limit_log2 {
+            return self;
+        }
+        Self { output: self.at(input) & !low(limit_log2), size_log2: limit_log2, ..self }
     }
 }
 
@@ -350,9 +411,9 @@ fn check(perms: Perms, kind: AccessKind, stage: u8, level: i8, input: u64) -> Re
 }
 
 #[inline]
-fn finish(input: u64, leaf: Leaf, size_log2: u8, perms: Perms, attrs: Attributes, global: bool) -> Walked {
-    let inside = input & ((1 << leaf.size_log2) - 1);
-    Walked { pa: leaf.output | inside, size_log2, perms, attrs, global }
+fn finish(input: u64, leaf: Leaf, leaf_log2: u8, perms: Perms, attrs: Attributes, global: bool) -> Walked {
+    let size_log2 = leaf.size_log2;
+    Walked { pa: leaf.at(input), size_log2, leaf_log2: leaf_log2.max(size_log2), perms, attrs, global }
 }
 
 /// Combines stage 1 and stage 2 attributes: the stronger type and shareability, non-secure wins, stage 2's
@@ -388,10 +449,13 @@ impl Stage1 {
         };
         let (half, inside) = self.split.select(va).ok_or(range)?;
         let region = self.regions[half].as_ref().ok_or(range)?;
-        match self.format {
+        let leaf = match self.format {
             TableFormat::Short => short::walk(memory, self, region, inside as u32, recorder, place),
             _ => long::stage1(memory, self, region, inside, recorder, place),
-        }
+        }?;
+        // A TLB must not answer from this leaf for addresses that another region or no region at all translates.
+        let limit = self.split.block_limit(half).min(region.input_bits).min(self.output_bits);
+        Ok(leaf.within(va, limit))
     }
 }
 
@@ -407,10 +471,10 @@ impl Stage2 {
         };
         let region = self.region.as_ref().ok_or(range)?;
         let limit = self.input_limit_bits.min(region.input_bits);
-        if limit < 64 && ipa >> limit != 0 {
+        if exceeds(ipa, limit) {
             return Err(range);
         }
-        long::stage2(memory, self, region, ipa, recorder)
+        Ok(long::stage2(memory, self, region, ipa, recorder)?.within(ipa, limit.min(self.output_bits)))
     }
 
     /// Where the stage 1 descriptor at `at` is in memory.
@@ -429,7 +493,7 @@ impl Stage2 {
             let (kind, level) = (FaultKind::Permission, leaf.level);
             return Err(Fault { kind, stage: 2, level, ipa: at, on_stage1_walk: true });
         }
-        Ok((leaf.output | at & ((1 << leaf.size_log2) - 1), Some(leaf.attrs)))
+        Ok((leaf.at(at), Some(leaf.attrs)))
     }
 }
 

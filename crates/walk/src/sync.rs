@@ -162,13 +162,12 @@ impl SyncLog {
     /// given to `apply` first if some are no longer there, and then everything must be forgotten.
     pub fn catch_up(&self, seen: u64, mut apply: impl FnMut(Option<Invalidation>)) -> u64 {
         let log = lock(&self.log);
-        let missed = log.newest.saturating_sub(seen) as usize;
-        if missed > log.entries.len() {
-            apply(None);
-        } else {
-            for &e in log.entries.iter().skip(log.entries.len() - missed) {
-                apply(Some(e));
+        let held = log.entries.len();
+        match usize::try_from(log.newest.saturating_sub(seen)) {
+            Ok(missed) if missed <= held => {
+                log.entries.iter().skip(held - missed).for_each(|&e| apply(Some(e)))
             }
+            _ => apply(None),
         }
         log.newest
     }
@@ -178,6 +177,8 @@ impl SyncLog {
         let port = Arc::new(InFlight::default());
         let mut ports = lock(&self.ports);
         ports.retain(|p| p.strong_count() > 0);
+        // The last accesses of a port that is gone happen before any synchronisation that does not see it any more.
+        fence(Ordering::Acquire);
         ports.push(Arc::downgrade(&port));
         port
     }
@@ -186,6 +187,8 @@ impl SyncLog {
     pub fn begin_sync(&self) -> SyncToken {
         let ports: Vec<Arc<InFlight>> = lock(&self.ports).iter().filter_map(Weak::upgrade).collect();
         if ports.is_empty() {
+            // As in `register`.
+            fence(Ordering::SeqCst);
             return SyncToken::default();
         }
         heavy_barrier(self.asymmetric);
@@ -213,9 +216,15 @@ impl SyncToken {
         self.waiting.is_empty()
     }
 
-    /// Adds what another synchronisation waits for.
+    /// Adds what a later synchronisation waits for. One entry per port is enough: a port that has left its newer
+    /// access has left the older one too, so however often software asks, a token holds no more than there are ports.
     pub fn merge(&mut self, other: SyncToken) {
-        self.waiting.extend(other.waiting);
+        for (port, mark) in other.waiting {
+            match self.waiting.iter_mut().find(|(p, _)| Arc::ptr_eq(p, &port)) {
+                Some((_, m)) => *m = mark.max(*m),
+                None => self.waiting.push((port, mark)),
+            }
+        }
     }
 }
 
@@ -300,5 +309,21 @@ mod tests {
         assert!(sync.poll(), "the access that was running has ended; the next one is not waited for");
         drop(port);
         assert!(log.begin_sync().poll());
+    }
+
+    #[test]
+    fn a_token_stays_small_however_often_software_synchronises() {
+        let log = SyncLog::new();
+        let ports = [log.register(), log.register()];
+        let mut token = SyncToken::default();
+        for round in 0..1000 {
+            ports.iter().for_each(|p| p.set(2 * round + 1, Ordering::Relaxed));
+            token.merge(log.begin_sync());
+        }
+        assert_eq!(token.waiting.len(), 2);
+        ports[0].set(2000, Ordering::Release);
+        assert!(!token.poll(), "the second port is still inside");
+        ports[1].set(2000, Ordering::Release);
+        assert!(token.poll());
     }
 }

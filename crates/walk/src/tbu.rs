@@ -20,7 +20,7 @@ use crate::perms::{AccessKind, Perms};
 use crate::record::NoRecord;
 use crate::stage::{Fault, Nested, Walked, combine};
 use crate::sync::{InFlight, Invalidation, SyncLog, light_barrier};
-use crate::tlb::{ContextIndex, ContextKey, Hit, Sizes, Tlb};
+use crate::tlb::{ContextIndex, ContextKey, Entry, Sizes, Tlb};
 
 /// A translation context as a port caches it: everything a walk needs, decoded from registers or tables.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,7 +43,7 @@ pub struct Context {
 
 impl Context {
     /// The outgoing attributes for what the tables say.
-    #[inline]
+    #[inline(always)]
     fn outgoing(&self, tables: Attributes) -> Attributes {
         let i = self.incoming;
         let a = match (&self.stages.stage1, &self.stages.stage2) {
@@ -195,11 +195,35 @@ pub struct Tbu<T: Tcu, M> {
     stats: Stats,
 }
 
+/// True if `next` continues a run of `len` bytes that began at `first`.
+#[inline(always)]
+fn follows(first: &Translated, len: usize, next: &Translated) -> bool {
+    next.pa.get() == first.pa.get().wrapping_add(len as u64) && next.attrs == first.attrs
+}
+
+/// What is left of a page after its first `n` bytes.
+#[inline(always)]
+fn rest(t: Translated, n: usize) -> Option<Translated> {
+    let left = t.left - n as u64;
+    (left != 0).then(|| Translated { pa: t.pa.wrapping_add(n as u64), left, attrs: t.attrs })
+}
+
 struct Run {
     pa: Pa,
     len: usize,
-    first: usize,
     attrs: Attributes,
+}
+
+/// The port's mark is up as long as this lives, also if what runs inside panics: a mark left standing would make
+/// synchronisations wait for ever, and the next access would seem to be over while it runs.
+struct Guard<'a, T: Tcu, M>(&'a mut Tbu<T, M>);
+
+impl<T: Tcu, M> Drop for Guard<'_, T, M> {
+    #[inline(always)]
+    fn drop(&mut self) {
+        self.0.mark += 1;
+        self.0.in_flight.set(self.0.mark, Ordering::Release);
+    }
 }
 
 impl<T: Tcu, M: Memory> Tbu<T, M> {
@@ -252,10 +276,13 @@ impl<T: Tcu, M: Memory> Tbu<T, M> {
         access: Access,
         f: impl FnOnce(Translated, &M) -> R,
     ) -> Result<R, FaultOutcome> {
-        self.enter();
-        let result = self.translate_inside(from, va.get(), access).map(|t| f(t, &self.memory));
-        self.leave();
-        result
+        let inside = self.enter();
+        // Two calls of `f`: a hit then stays in registers instead of meeting a miss in memory.
+        if let Some(t) = inside.0.hit(from, va.get(), access) {
+            return Ok(f(t, &inside.0.memory));
+        }
+        let t = inside.0.translate_slow(from, va.get(), access, true)?;
+        Ok(f(t, &inside.0.memory))
     }
 
     /// Translates `va` without making an access. The answer may be out of date by the time it is looked at; use
@@ -284,19 +311,15 @@ impl<T: Tcu, M: Memory> Tbu<T, M> {
     }
 
     #[inline(always)]
-    fn enter(&mut self) {
+    fn enter(&mut self) -> Guard<'_, T, M> {
         self.mark += 1;
         self.in_flight.set(self.mark, Ordering::Relaxed);
-        light_barrier(self.asymmetric);
-        if self.tcu.log().generation() != self.seen {
-            self.catch_up();
+        let guard = Guard(self);
+        light_barrier(guard.0.asymmetric);
+        if guard.0.tcu.log().generation() != guard.0.seen {
+            guard.0.catch_up();
         }
-    }
-
-    #[inline(always)]
-    fn leave(&mut self) {
-        self.mark += 1;
-        self.in_flight.set(self.mark, Ordering::Release);
+        guard
     }
 
     #[cold]
@@ -323,28 +346,38 @@ impl<T: Tcu, M: Memory> Tbu<T, M> {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     fn translate_inside(
         &mut self,
         from: &Initiator,
         va: u64,
         access: Access,
     ) -> Result<Translated, FaultOutcome> {
-        if let Some(slot) = self.slots.get(self.last)
-            && slot.from == *from
-            && let Config::Translate(c) = &slot.config
-            && let Some(hit) = self.tlb.lookup(&c.sizes, va & c.context.va_mask)
-            && hit.perms.allows(AccessKind::new(access, c.context.incoming))
-        {
-            self.stats.hits += 1;
-            let tables = self.attrs.get(usize::from(hit.attrs)).copied().unwrap_or_default();
-            let attrs = c.context.outgoing(tables);
-            return Ok(Translated { pa: Pa(hit.pa), left: hit.left, attrs });
+        match self.hit(from, va, access) {
+            Some(t) => Ok(t),
+            None => self.translate_slow(from, va, access, true),
         }
-        self.translate_slow(from, va, access, true)
+    }
+
+    /// What the TLB answers for the initiator used last.
+    #[inline(always)]
+    fn hit(&mut self, from: &Initiator, va: u64, access: Access) -> Option<Translated> {
+        let slot = self.slots.get(self.last)?;
+        let Config::Translate(c) = &slot.config else { return None };
+        if slot.from != *from {
+            return None;
+        }
+        let hit = self.tlb.lookup(&c.sizes, va & c.context.va_mask)?;
+        if !hit.perms.allows(AccessKind::new(access, c.context.incoming)) {
+            return None;
+        }
+        self.stats.hits += 1;
+        let tables = self.attrs.get(usize::from(hit.attrs)).copied().unwrap_or_default();
+        Some(Translated { pa: Pa(hit.pa), left: hit.left, attrs: c.context.outgoing(tables) })
     }
 
     /// The path of a miss. Without `record`, a fault is not reported to the SMMU.
+    #[inline(never)]
     fn translate_slow(
         &mut self,
         from: &Initiator,
@@ -467,8 +500,15 @@ impl<T: Tcu, M: Memory> Tbu<T, M> {
                 self.attrs.push(tables);
                 self.attrs.len() - 1
             });
-            let entry = (w.perms, at as u8, w.global);
-            c.sizes = self.tlb.fill(c.index, input, w.pa & !(size - 1), w.size_log2, entry);
+            let entry = Entry {
+                page: w.pa & !(size - 1),
+                size_log2: w.size_log2,
+                leaf_log2: w.leaf_log2,
+                perms: w.perms,
+                attrs: at as u8,
+                global: w.global,
+            };
+            c.sizes = self.tlb.fill(c.index, input, entry);
             if self.tlb.epoch() != epoch {
                 self.forget_other_slots();
             }
@@ -486,48 +526,33 @@ impl<T: Tcu, M: Memory> Tbu<T, M> {
         self.last = 0;
     }
 
-    /// The longest run from `va` whose output is contiguous, at most `max` bytes. Called inside the guard.
+    /// The longest run from `va`, which translates to `t`, whose output is contiguous; at most `max` bytes. Called
+    /// inside the guard. A fault behind the first page ends the run and is left for the next piece to find and report.
     #[inline]
-    fn run(&mut self, from: &Initiator, va: u64, access: Access, max: usize) -> Result<Run, FaultOutcome> {
-        let t = self.translate_inside(from, va, access)?;
-        let first = usize::try_from(t.left).unwrap_or(usize::MAX).min(max);
-        let mut len = first;
+    fn run(&mut self, from: &Initiator, va: u64, access: Access, max: usize, t: Translated) -> Run {
+        let mut len = usize::try_from(t.left).unwrap_or(usize::MAX).min(max);
         while len < max {
             let next = va.wrapping_add(len as u64);
-            let more = match self.peek(from, next, access) {
-                Some(m) => m,
-                None => match self.translate_slow(from, next, access, false) {
-                    Ok(m) => m,
-                    // The next piece finds the fault again and reports it in its own turn.
-                    Err(_) => break,
-                },
-            };
+            let Some(more) = self.quiet(from, next, access) else { break };
             if more.pa.get() != t.pa.get().wrapping_add(len as u64) || more.attrs != t.attrs {
                 break;
             }
             len += usize::try_from(more.left).unwrap_or(usize::MAX).min(max - len);
         }
-        Ok(Run { pa: t.pa, len, first, attrs: t.attrs })
+        Run { pa: t.pa, len, attrs: t.attrs }
     }
 
+    /// A translation that reports nothing to the SMMU if there is none.
     #[inline]
-    fn peek(&mut self, from: &Initiator, va: u64, access: Access) -> Option<Translated> {
-        let slot = self.slots.get(self.last)?;
-        let Config::Translate(c) = &slot.config else { return None };
-        if slot.from != *from {
-            return None;
+    fn quiet(&mut self, from: &Initiator, va: u64, access: Access) -> Option<Translated> {
+        match self.hit(from, va, access) {
+            Some(t) => Some(t),
+            None => self.translate_slow(from, va, access, false).ok(),
         }
-        let hit: Hit = self.tlb.lookup(&c.sizes, va & c.context.va_mask)?;
-        if !hit.perms.allows(AccessKind::new(access, c.context.incoming)) {
-            return None;
-        }
-        self.stats.hits += 1;
-        let tables = self.attrs.get(usize::from(hit.attrs)).copied().unwrap_or_default();
-        Some(Translated { pa: Pa(hit.pa), left: hit.left, attrs: c.context.outgoing(tables) })
     }
 
-    /// Moves one piece inside a guard: `Ok(bytes)`, or the fault. A run that memory refuses is tried again up to its
-    /// first page, so that what lies before the refused page is transferred.
+    /// Moves one piece inside a guard: `Ok(bytes)`, or the fault. A run that memory refuses is tried again up to the
+    /// next 4 KiB boundary, so that what lies before the refused page is transferred however the tables map it.
     #[inline]
     fn piece(
         &mut self,
@@ -537,25 +562,27 @@ impl<T: Tcu, M: Memory> Tbu<T, M> {
         max: usize,
         mut transfer: impl FnMut(&M, Option<&Run>, usize) -> Result<(), BusError>,
     ) -> Result<usize, DmaFault> {
-        self.enter();
-        let result = match self.run(from, va, access, max.min(PIECE)) {
-            Ok(run) => match transfer(&self.memory, Some(&run), run.len) {
-                Ok(()) => Ok(run.len),
-                Err(e) if run.len == run.first => Err(e.into()),
-                Err(_) => {
-                    transfer(&self.memory, Some(&run), run.first).map(|()| run.first).map_err(Into::into)
+        let to_boundary = |address: u64| 4096 - (address & 4095) as usize;
+        let inside = self.enter();
+        let port = &mut *inside.0;
+        match port.translate_inside(from, va, access) {
+            Ok(t) => {
+                let run = port.run(from, va, access, max.min(PIECE), t);
+                let Err(e) = transfer(&port.memory, Some(&run), run.len) else { return Ok(run.len) };
+                let less = to_boundary(run.pa.get());
+                if run.len <= less {
+                    return Err(e.into());
                 }
-            },
+                transfer(&port.memory, Some(&run), less).map(|()| less).map_err(Into::into)
+            }
             Err(FaultOutcome::Terminate { abort: false }) => {
-                let n = (4096 - (va & 4095) as usize).min(max);
+                let n = to_boundary(va).min(max);
                 // Read as zero, write ignored: nothing reaches memory.
-                transfer(&self.memory, None, n).map(|()| n).map_err(Into::into)
+                transfer(&port.memory, None, n).map(|()| n).map_err(Into::into)
             }
             Err(FaultOutcome::Stall(tag)) => Err(DmaFault::Stalled(tag)),
             Err(_) => Err(DmaFault::Terminated),
-        };
-        self.leave();
-        result
+        }
     }
 }
 
@@ -599,20 +626,16 @@ impl<T: Tcu, M: Memory> DmaPort for Tbu<T, M> {
         while done < len {
             let max = (len - done).min(PIECE);
             let (s, d) = (src.1.wrapping_add(done as u64), dst.1.wrapping_add(done as u64));
-            self.enter();
-            let piece = self.copy_piece((&src.0, s.get()), (&dst.0, d.get()), max);
-            self.leave();
-            match piece {
-                Ok(n) => done += n,
+            let moved = self.enter().0.copy_inside((&src.0, s.get()), (&dst.0, d.get()), max);
+            done += moved;
+            if moved == 0 {
                 // The general way: page by page through a buffer, with every rule about zeros, stalls and refusals.
-                Err(()) => {
-                    let n = (4096 - (s.get() & 4095) as usize).min(4096 - (d.get() & 4095) as usize).min(max);
-                    self.copy_slowly((src.0, s), (dst.0, d), n).map_err(|e| CopyError {
-                        side: e.side,
-                        error: DmaError { done: done + e.error.done, fault: e.error.fault },
-                    })?;
-                    done += n;
-                }
+                let n = (4096 - (s.get() & 4095) as usize).min(4096 - (d.get() & 4095) as usize).min(max);
+                self.copy_slowly((src.0, s), (dst.0, d), n).map_err(|e| CopyError {
+                    side: e.side,
+                    error: DmaError { done: done + e.error.done, fault: e.error.fault },
+                })?;
+                done += n;
             }
         }
         Ok(())
@@ -624,30 +647,46 @@ impl<T: Tcu, M: Memory> DmaPort for Tbu<T, M> {
 }
 
 impl<T: Tcu, M: Memory> Tbu<T, M> {
-    /// One memory-to-memory piece inside the guard, without a buffer; `Err` if anything is out of the ordinary.
+    /// Memory to memory inside the guard, without a buffer: each page is looked up once, and neighbours that are
+    /// contiguous on both sides move in one copy. Stops before anything out of the ordinary, without reporting it;
+    /// returns the bytes moved.
     #[inline]
-    fn copy_piece(
-        &mut self,
-        src: (&Initiator, u64),
-        dst: (&Initiator, u64),
-        max: usize,
-    ) -> Result<usize, ()> {
-        let s = self.quiet_run(src.0, src.1, Access::Read, max).ok_or(())?;
-        let d = self.quiet_run(dst.0, dst.1, Access::Write, s.len).ok_or(())?;
-        let n = d.len.min(s.len);
-        self.memory.copy((s.pa, s.attrs), (d.pa, d.attrs), n).map(|()| n).map_err(|_| ())
+    fn copy_inside(&mut self, src: (&Initiator, u64), dst: (&Initiator, u64), max: usize) -> usize {
+        // What is left of the current page on each side, and a run that is decided and not yet moved.
+        let (mut source, mut target): (Option<Translated>, Option<Translated>) = (None, None);
+        let mut run: Option<(Translated, Translated, usize)> = None;
+        let (mut moved, mut ahead) = (0, 0);
+        while ahead < max {
+            let at = ahead as u64;
+            let s = source.or_else(|| self.quiet(src.0, src.1.wrapping_add(at), Access::Read));
+            let d = target.or_else(|| self.quiet(dst.0, dst.1.wrapping_add(at), Access::Write));
+            let (Some(s), Some(d)) = (s, d) else { break };
+            let n = usize::try_from(s.left.min(d.left)).unwrap_or(usize::MAX).min(max - ahead);
+            run = match run {
+                Some((rs, rd, len)) if follows(&rs, len, &s) && follows(&rd, len, &d) => {
+                    Some((rs, rd, len + n))
+                }
+                Some(full) => {
+                    if !self.move_run(full) {
+                        return moved;
+                    }
+                    moved += full.2;
+                    Some((s, d, n))
+                }
+                None => Some((s, d, n)),
+            };
+            (source, target) = (rest(s, n), rest(d, n));
+            ahead += n;
+        }
+        match run {
+            Some(last) if self.move_run(last) => moved + last.2,
+            _ => moved,
+        }
     }
 
-    /// [`run`](Tbu::run) that reports nothing: a fault is left for the slow way to find.
-    fn quiet_run(&mut self, from: &Initiator, va: u64, access: Access, max: usize) -> Option<Run> {
-        self.slot(from)?;
-        match self.peek(from, va, access) {
-            Some(_) => {}
-            None => {
-                self.translate_slow(from, va, access, false).ok()?;
-            }
-        }
-        self.run(from, va, access, max).ok()
+    #[inline]
+    fn move_run(&self, (s, d, n): (Translated, Translated, usize)) -> bool {
+        self.memory.copy((s.pa, s.attrs), (d.pa, d.attrs), n).is_ok()
     }
 
     #[cold]

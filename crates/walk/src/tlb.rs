@@ -76,17 +76,39 @@ struct Set {
     data: [u64; WAYS],
 }
 
-/// A page size in use by a context.
+/// What a walk found, for [`Tlb::fill`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// Output address of the page's first byte.
+    pub page: u64,
+    /// log2 of the page size.
+    pub size_log2: u8,
+    /// log2 of the size of the leaf that decides what an invalidation by address removes: larger than the page if only
+    /// a part of that leaf could be kept (a stage 1 block over smaller stage 2 pages).
+    pub leaf_log2: u8,
+    /// What it allows.
+    pub perms: Perms,
+    /// Index into the owner's attribute table.
+    pub attrs: u8,
+    /// Global.
+    pub global: bool,
+}
+
+/// A page size in use by a context, and the size of the leaves that such pages are parts of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct SizeId {
     shift: u8,
+    leaf: u8,
     id: u16,
 }
 
 const MAX_ID: u16 = 0xfff;
 const SIZES: usize = 8;
+/// An invalidation by address looks for at most this many (log2) parts of a leaf; if it has more, all parts of
+/// such leaves are forgotten.
+const PARTS_LOG2: u8 = 9;
 
-/// The page sizes of one context, the one that hit last first.
+/// The page sizes of one context.
 #[derive(Clone, Copy, Debug)]
 pub struct Sizes {
     n: u8,
@@ -95,7 +117,16 @@ pub struct Sizes {
 
 impl Default for Sizes {
     fn default() -> Self {
-        Self { n: 0, ids: [SizeId { shift: 12, id: 0 }; SIZES] }
+        Self { n: 0, ids: [SizeId { shift: 12, leaf: 12, id: 0 }; SIZES] }
+    }
+}
+
+impl Sizes {
+    fn push(&mut self, size: SizeId) {
+        if let Some(at) = self.ids.get_mut(usize::from(self.n)) {
+            *at = size;
+            self.n += 1;
+        }
     }
 }
 
@@ -188,49 +219,43 @@ impl Tlb {
     }
 
     /// Looks `va` up in the page sizes of a context.
-    #[inline]
+    // Inlined, because a hit that goes through memory costs more than finding it.
+    #[inline(always)]
     pub fn lookup(&self, sizes: &Sizes, va: u64) -> Option<Hit> {
         for &size in sizes.ids.iter().take(usize::from(sizes.n)) {
             let inside = (1u64 << size.shift) - 1;
             let tag = va & !inside | u64::from(size.id);
             let set = self.sets.get(self.index(va, size))?;
-            for way in 0..WAYS {
-                if set.tag[way] == tag {
-                    let d = set.data[way];
-                    return Some(Hit {
-                        pa: d >> PA_SHIFT << 12 | va & inside,
-                        left: inside + 1 - (va & inside),
-                        perms: Perms(d as u8 & 0x3f),
-                        attrs: (d >> 6) as u8,
-                        size_log2: size.shift,
-                        global: d & GLOBAL != 0,
-                    });
-                }
+            // All ways are compared before the one branch: which way holds the page is as good as random.
+            let matches =
+                set.tag.iter().enumerate().fold(0u32, |m, (way, &t)| m | u32::from(t == tag) << way);
+            if matches != 0 {
+                let d = set.data[matches.trailing_zeros() as usize % WAYS];
+                return Some(Hit {
+                    pa: d >> PA_SHIFT << 12 | va & inside,
+                    left: inside + 1 - (va & inside),
+                    perms: Perms(d as u8 & 0x3f),
+                    attrs: (d >> 6) as u8,
+                    size_log2: size.shift,
+                    global: d & GLOBAL != 0,
+                });
             }
         }
         None
     }
 
-    /// Fills an entry: the page of `1 << size_log2` bytes around `va` has its first byte at `page`. Returns the
-    /// context's page sizes, which may have changed. A page below 4 KiB or an address beyond 2^61 is not kept.
-    pub fn fill(
-        &mut self,
-        context: ContextIndex,
-        va: u64,
-        page: u64,
-        size_log2: u8,
-        entry: (Perms, u8, bool),
-    ) -> Sizes {
-        let Some(size) = self.size_id(context, size_log2, page) else { return self.sizes(context) };
+    /// Fills an entry for the page around `va`. Returns the context's page sizes, which may have changed. A page
+    /// below 4 KiB, a misaligned one or an address beyond 2^61 is not kept.
+    pub fn fill(&mut self, context: ContextIndex, va: u64, entry: Entry) -> Sizes {
+        let Some(size) = self.size_id(context, &entry) else { return self.sizes(context) };
         if self.sets.is_empty() {
             self.sets = vec![Set::default(); 1 << self.sets_log2];
         }
         let tag = va & !((1u64 << size.shift) - 1) | u64::from(size.id);
-        let (perms, attrs, global) = entry;
-        let data = page >> 12 << PA_SHIFT
-            | u64::from(perms.0)
-            | u64::from(attrs) << 6
-            | if global { GLOBAL } else { 0 };
+        let data = entry.page >> 12 << PA_SHIFT
+            | u64::from(entry.perms.0 & 0x3f)
+            | u64::from(entry.attrs) << 6
+            | if entry.global { GLOBAL } else { 0 };
         self.victim = self.victim.wrapping_add(1);
         let victim = self.victim as usize % WAYS;
         let index = self.index(va, size);
@@ -246,13 +271,15 @@ impl Tlb {
         self.sizes(context)
     }
 
-    fn size_id(&mut self, context: ContextIndex, shift: u8, page: u64) -> Option<SizeId> {
-        if !(12..=48).contains(&shift) || page >> 61 != 0 {
+    fn size_id(&mut self, context: ContextIndex, entry: &Entry) -> Option<SizeId> {
+        let (shift, leaf) = (entry.size_log2, entry.leaf_log2.min(63).max(entry.size_log2));
+        if !(12..=48).contains(&shift) || entry.page >> 61 != 0 || entry.page & ((1 << shift) - 1) != 0 {
             return None;
         }
         let at = context.0 as usize;
         let sizes = self.contexts.get(at)?.sizes;
-        if let Some(s) = sizes.ids.iter().take(usize::from(sizes.n)).find(|s| s.shift == shift) {
+        let known = |s: &&SizeId| s.shift == shift && s.leaf == leaf;
+        if let Some(s) = sizes.ids.iter().take(usize::from(sizes.n)).find(known) {
             return Some(*s);
         }
         if usize::from(sizes.n) == SIZES {
@@ -270,10 +297,9 @@ impl Tlb {
         let id = self.next_id;
         self.next_id += 1;
         let c = self.contexts.get_mut(at)?;
-        let n = usize::from(c.sizes.n);
-        c.sizes.ids[n] = SizeId { shift, id };
-        c.sizes.n += 1;
-        Some(SizeId { shift, id })
+        let size = SizeId { shift, leaf, id };
+        c.sizes.push(size);
+        Some(size)
     }
 
     /// Forgets the entries of all contexts in `scope`. With an ASID, global entries of that ASID go as well: removing
@@ -287,7 +313,10 @@ impl Tlb {
         }
     }
 
-    /// Forgets the entries of the contexts in `scope` that cover `va`; of other ASIDs only global ones.
+    /// Forgets the entries of the contexts in `scope` whose leaf covers `va`; of other ASIDs only global ones.
+    ///
+    /// Software invalidates a block or a contiguous run by any one address in it, so every entry that holds a part of
+    /// such a leaf goes, not only the part around `va`.
     pub fn forget_address(&mut self, scope: &Scope, va: u64) {
         for i in 0..self.contexts.len() {
             let Some(c) = self.contexts.get(i) else { continue };
@@ -297,15 +326,35 @@ impl Tlb {
             let only_global = !scope.covers_asid(&c.key);
             let va = if c.key.va_bits >= 64 { va } else { va & ((1 << c.key.va_bits) - 1) };
             let sizes = c.sizes;
+            let mut kept = Sizes::default();
             for &size in sizes.ids.iter().take(usize::from(sizes.n)) {
-                let tag = va & !((1u64 << size.shift) - 1) | u64::from(size.id);
-                let index = self.index(va, size);
-                let Some(set) = self.sets.get_mut(index) else { continue };
-                for way in 0..WAYS {
-                    if set.tag[way] == tag && (!only_global || set.data[way] & GLOBAL != 0) {
-                        set.tag[way] = 0;
-                    }
+                let parts_log2 = size.leaf - size.shift;
+                if parts_log2 > PARTS_LOG2 {
+                    continue;
                 }
+                kept.push(size);
+                let first = va & !((1u64 << size.leaf) - 1);
+                match parts_log2 {
+                    0 => self.forget_page(va, size, only_global),
+                    n => (0..1u64 << n)
+                        .for_each(|p| self.forget_page(first | p << size.shift, size, only_global)),
+                }
+            }
+            // A number that is left out is never looked up again.
+            if let Some(c) = self.contexts.get_mut(i).filter(|_| kept.n != sizes.n) {
+                c.sizes = kept;
+            }
+        }
+    }
+
+    #[inline]
+    fn forget_page(&mut self, va: u64, size: SizeId, only_global: bool) {
+        let tag = va & !((1u64 << size.shift) - 1) | u64::from(size.id);
+        let index = self.index(va, size);
+        let Some(set) = self.sets.get_mut(index) else { return };
+        for way in 0..WAYS {
+            if set.tag[way] == tag && (!only_global || set.data[way] & GLOBAL != 0) {
+                set.tag[way] = 0;
             }
         }
     }
@@ -332,6 +381,10 @@ mod tests {
         stages: StageScope::All,
     };
 
+    fn entry(page: u64, size_log2: u8, perms: Perms, attrs: u8, global: bool) -> Entry {
+        Entry { page, size_log2, leaf_log2: size_log2, perms, attrs, global }
+    }
+
     fn get(t: &Tlb, c: ContextIndex, va: u64) -> Option<u64> {
         t.lookup(&t.sizes(c), va).map(|h| h.pa)
     }
@@ -345,8 +398,8 @@ mod tests {
     fn pages_of_several_sizes_live_together() {
         let mut t = Tlb::new(64);
         let c = t.context(KEY);
-        t.fill(c, 0x1234, 0x8000, 12, (Perms::ALL, 3, false));
-        t.fill(c, 0x40_0000, 0x1_0020_0000, 21, (Perms(1), 9, true));
+        t.fill(c, 0x1234, entry(0x8000, 12, Perms::ALL, 3, false));
+        t.fill(c, 0x40_0000, entry(0x1_0020_0000, 21, Perms(1), 9, true));
         assert_eq!(get(&t, c, 0x1fff), Some(0x8fff));
         let h = t.lookup(&t.sizes(c), 0x5f_fffe).unwrap();
         assert_eq!((h.pa, h.left, h.perms, h.attrs, h.global), (0x1_003f_fffe, 2, Perms(1), 9, true));
@@ -358,8 +411,8 @@ mod tests {
     fn invalidation_by_address_hits_any_byte_of_the_page_and_nothing_else() {
         let mut t = Tlb::new(64);
         let c = t.context(KEY);
-        t.fill(c, 0x40_0000, 0x20_0000, 21, (Perms::ALL, 0, false));
-        t.fill(c, 0x1000, 0x8000, 12, (Perms::ALL, 0, false));
+        t.fill(c, 0x40_0000, entry(0x20_0000, 21, Perms::ALL, 0, false));
+        t.fill(c, 0x1000, entry(0x8000, 12, Perms::ALL, 0, false));
         t.forget_address(&SCOPE, 0x5f_f000);
         assert_eq!(get(&t, c, 0x40_0000), None);
         assert_eq!(get(&t, c, 0x1000), Some(0x8000));
@@ -373,7 +426,7 @@ mod tests {
     fn global_entries_go_with_an_invalidation_of_any_asid() {
         let mut t = Tlb::new(64);
         let c = t.context(KEY);
-        t.fill(c, 0x1000, 0x8000, 12, (Perms::ALL, 0, true));
+        t.fill(c, 0x1000, entry(0x8000, 12, Perms::ALL, 0, true));
         t.forget_address(&Scope { asid: Some(2), ..SCOPE }, 0x1000);
         assert_eq!(get(&t, c, 0x1000), None);
     }
@@ -382,8 +435,8 @@ mod tests {
     fn forgetting_a_context_leaves_the_others() {
         let mut t = Tlb::new(64);
         let (a, b) = (t.context(KEY), t.context(ContextKey { asid: 2, ..KEY }));
-        t.fill(a, 0x1000, 0x8000, 12, (Perms::ALL, 0, false));
-        t.fill(b, 0x1000, 0x9000, 12, (Perms::ALL, 0, false));
+        t.fill(a, 0x1000, entry(0x8000, 12, Perms::ALL, 0, false));
+        t.fill(b, 0x1000, entry(0x9000, 12, Perms::ALL, 0, false));
         t.forget_contexts(&SCOPE);
         assert_eq!((get(&t, a, 0x1000), get(&t, b, 0x1000)), (None, Some(0x9000)));
     }
@@ -393,7 +446,7 @@ mod tests {
         let mut t = Tlb::new(64);
         let c = t.context(KEY);
         for i in 0..3 * u64::from(MAX_ID) {
-            t.fill(c, 0x1000, (i + 1) << 12, 12, (Perms::ALL, 0, false));
+            t.fill(c, 0x1000, entry((i + 1) << 12, 12, Perms::ALL, 0, false));
             assert_eq!(get(&t, c, 0x1000), Some((i + 1) << 12));
             t.forget_contexts(&SCOPE);
             assert_eq!(get(&t, c, 0x1000), None);
@@ -405,13 +458,46 @@ mod tests {
         let mut t = Tlb::new(1024);
         let c = t.context(KEY);
         for i in 0..1024u64 {
-            t.fill(c, i << 12, (i + 7) << 12, 12, (Perms::ALL, 0, false));
+            t.fill(c, i << 12, entry((i + 7) << 12, 12, Perms::ALL, 0, false));
         }
         assert!((0..1024u64).all(|i| get(&t, c, i << 12) == Some((i + 7) << 12)));
         for i in 1024..8192u64 {
-            t.fill(c, i << 12, (i + 7) << 12, 12, (Perms::ALL, 0, false));
+            t.fill(c, i << 12, entry((i + 7) << 12, 12, Perms::ALL, 0, false));
         }
         let held = (0..8192u64).filter(|&i| get(&t, c, i << 12).is_some()).count();
         assert_eq!((held, t.capacity()), (1024, 1024));
+    }
+
+    #[test]
+    fn an_invalidation_removes_every_part_of_the_leaf_it_names() {
+        for (leaf_log2, kept) in [(16, true), (21, true), (30, false), (34, false)] {
+            let mut t = Tlb::new(4096);
+            let c = t.context(KEY);
+            let part = Entry { leaf_log2, ..entry(0x8000, 12, Perms::ALL, 0, false) };
+            let parts = [0u64, 3, 15].map(|p| 0x4_0000_0000 + (p << 12));
+            parts.iter().for_each(|&va| drop(t.fill(c, va, part)));
+            t.fill(c, 0x9_0000_0000, part);
+            t.fill(c, 0x9_0000_1000, entry(0x9000, 12, Perms::ALL, 0, false));
+            t.forget_address(&SCOPE, 0x4_0000_1000);
+            for va in parts {
+                assert_eq!(get(&t, c, va), None, "a part of a leaf of 2^{leaf_log2} bytes");
+            }
+            assert_eq!(get(&t, c, 0x9_0000_0000).is_some(), kept, "a part of another leaf");
+            assert_eq!(get(&t, c, 0x9_0000_1000), Some(0x9000), "a whole page elsewhere");
+        }
+    }
+
+    #[test]
+    fn what_does_not_fit_an_entry_is_not_kept() {
+        let mut t = Tlb::new(64);
+        let c = t.context(KEY);
+        let bad = [(0x8000, 11), (0, 49), (0, 255), (1 << 61, 12), (0x8000, 21), (0x8001, 12)];
+        for (page, size_log2) in bad {
+            t.fill(c, 0x1000, entry(page, size_log2, Perms(0xff), 0, false));
+            assert_eq!(get(&t, c, 0x1000), None);
+        }
+        t.fill(c, 0x1000, entry(0x8000, 12, Perms(0xff), 1, false));
+        let hit = t.lookup(&t.sizes(c), 0x1000).unwrap();
+        assert_eq!((hit.perms, hit.attrs, hit.global), (Perms::ALL, 1, false));
     }
 }

@@ -4,7 +4,7 @@ use std::sync::atomic::{Ordering, fence};
 use std::sync::{Arc, Weak};
 
 use portcullis_arch::{Attributes, Pa};
-use portcullis_bus::{Memory as _, Mmio as _, SystemMemory};
+use portcullis_bus::{Memory as _, SystemMemory};
 use portcullis_hal::{Block, DmaMemory};
 
 use crate::sim::machine::Machine;
@@ -109,6 +109,16 @@ impl DmaMemory for Memory {
             Ok(held) => Err(held),
             Err(_) => Err(0),
         }
+    }
+    #[inline]
+    fn load_run(&self, pa: Pa, words: &mut [u64]) {
+        if self.system.load_run(pa, words).is_err() {
+            words.fill(0);
+        }
+    }
+    #[inline]
+    fn store_run(&self, pa: Pa, count: usize, first: u64, step: u64) {
+        let _ = self.system.store_run(pa, count, first, step);
     }
     fn read(&self, pa: Pa, buf: &mut [u8]) {
         if self.system.read(pa, ATTRS, buf).is_err() {

@@ -1,0 +1,51 @@
+//! Puts the shipped boards and their scenarios into the binary, so that it runs from anywhere.
+
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+use std::{env, fs, io};
+
+fn sorted(dir: &Path) -> io::Result<Vec<PathBuf>> {
+    let mut paths: Vec<PathBuf> =
+        fs::read_dir(dir)?.map(|e| e.map(|e| e.path())).collect::<Result<_, _>>()?;
+    paths.sort();
+    Ok(paths)
+}
+
+fn stem(path: &Path) -> String {
+    path.file_stem().map(|s| s.to_string_lossy().into_owned()).unwrap_or_default()
+}
+
+fn has_extension(path: &Path, extension: &str) -> bool {
+    path.extension().is_some_and(|e| e == extension)
+}
+
+fn main() -> io::Result<()> {
+    let root = PathBuf::from(env::var("CARGO_MANIFEST_DIR").map_err(io::Error::other)?);
+    let boards = root.join("../../boards").canonicalize()?;
+    println!("cargo::rerun-if-changed={}", boards.display());
+    let mut out = String::from("pub(crate) const BOARDS: &[Board] = &[\n");
+    for dtb in sorted(&boards)?.iter().filter(|p| has_extension(p, "dtb")) {
+        let name = stem(dtb);
+        let _ = writeln!(
+            out,
+            "Board {{ name: {name:?}, dtb: include_bytes!({:?}), scenarios: &[",
+            dtb.display().to_string()
+        );
+        let scenarios = boards.join(&name);
+        if scenarios.is_dir() {
+            println!("cargo::rerun-if-changed={}", scenarios.display());
+            for script in sorted(&scenarios)?.iter().filter(|p| has_extension(p, "rhai")) {
+                let _ = writeln!(
+                    out,
+                    "Script {{ name: {:?}, source: include_str!({:?}) }},",
+                    stem(script),
+                    script.display().to_string()
+                );
+            }
+        }
+        out.push_str("] },\n");
+    }
+    out.push_str("];\n");
+    let target = PathBuf::from(env::var("OUT_DIR").map_err(io::Error::other)?).join("boards.rs");
+    fs::write(target, out)
+}

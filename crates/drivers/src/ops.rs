@@ -1,0 +1,270 @@
+//! The object-safe face of an IOMMU driver: [`IommuOps`] for an instance, [`DomainOps`] for a domain.
+//!
+//! An operating system's IOMMU core holds instances of different drivers behind these two traits. They are what Linux
+//! calls `iommu_ops` and `iommu_domain_ops`. [`smmuv2`] implements them.
+
+use alloc::string::{String, ToString};
+use alloc::sync::Arc;
+use core::any::Any;
+
+use portcullis_arch::{Asid, Iova, Pa};
+use portcullis_hal::{Clock, DmaMemory, Mmio};
+use portcullis_pgtable::{Prot, Stage1};
+use thiserror::Error;
+
+use crate::fault::{FaultBatch, FaultHandler, FaultResponse};
+use crate::smmuv2::{self, Domain, DomainConfig, SmmuV2, StreamMapping};
+
+pub use crate::smmuv2::{
+    DomainKind, DomainOptions, FaultModel, Master, Paging, StreamMatch, StreamOverrides, TableRoot,
+};
+
+/// A request that an IOMMU driver did not fulfil.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum IommuError {
+    /// From an SMMUv2.
+    #[error(transparent)]
+    SmmuV2(#[from] smmuv2::Error),
+    /// The domain was made by another driver.
+    #[error("the domain belongs to another kind of IOMMU than the device")]
+    ForeignDomain,
+}
+
+/// What domain to make; the counterpart of [`smmuv2::DomainConfig`] without its types.
+#[derive(Clone)]
+pub enum DomainSpec {
+    /// Every transaction faults.
+    Blocked,
+    /// Transactions pass untranslated.
+    Identity,
+    /// Stage 1 with a table of the driver.
+    Stage1(Paging),
+    /// Stage 2 with a table of the driver.
+    Stage2(Paging),
+    /// Stage 1 with a table of the driver, on top of a stage 2 domain.
+    Nested(Arc<dyn DomainOps>, Paging),
+    /// Stage 1 with the table of a guest, on top of a stage 2 domain.
+    NestedGuest(Arc<dyn DomainOps>, TableRoot),
+    /// Stage 1 with the table of a process.
+    Process(TableRoot),
+}
+
+/// What an IOMMU can do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Capabilities {
+    /// Stage 1 domains.
+    pub stage1: bool,
+    /// Stage 2 domains.
+    pub stage2: bool,
+    /// Nested domains.
+    pub nested: bool,
+    /// Table walks snoop the CPU's caches.
+    pub coherent_walk: bool,
+    /// Page and block sizes of all table formats, as a bit map.
+    pub page_sizes: u64,
+    /// Stream table entries, if their number is a limit.
+    pub stream_groups: Option<usize>,
+    /// Context banks, if their number is a limit.
+    pub contexts: Option<usize>,
+    /// Contexts that are free now.
+    pub free_contexts: Option<usize>,
+}
+
+/// One IOMMU.
+pub trait IommuOps: Send + Sync {
+    /// What it is, as its driver's log says it.
+    fn describe(&self) -> String;
+    /// What it can do.
+    fn capabilities(&self) -> Capabilities;
+    /// Enters a device's streams, all or none.
+    fn add_device(&self, streams: &[StreamMatch]) -> Result<Master, IommuError>;
+    /// Takes a device's streams out.
+    fn remove_device(&self, master: Master);
+    /// Makes a domain.
+    fn alloc_domain(
+        &self,
+        spec: DomainSpec,
+        options: DomainOptions,
+    ) -> Result<Arc<dyn DomainOps>, IommuError>;
+    /// Points all of a device's streams at a domain. The caller keeps the domain alive.
+    fn attach(&self, master: &Master, domain: &dyn DomainOps) -> Result<(), IommuError>;
+    /// Points a device's streams at no domain.
+    fn detach(&self, master: &Master);
+    /// Overrides what a device's streams say about privilege and instruction/data.
+    fn set_overrides(&self, master: &Master, overrides: StreamOverrides);
+    /// For any interrupt of the IOMMU; gives how many faults it handled.
+    fn handle_irq(&self) -> usize;
+    /// Who is asked about faults of domains without their own handler.
+    fn set_fault_handler(&self, handler: Option<Arc<dyn FaultHandler>>);
+    /// The faults since the last time.
+    fn take_faults(&self) -> FaultBatch;
+    /// The answer to a deferred fault of a context bank.
+    fn resume_stalled(&self, bank: u8, response: FaultResponse) -> Result<(), IommuError>;
+    /// Programs everything again after a loss of power.
+    fn resume(&self) -> Result<(), IommuError>;
+    /// Turns translation off.
+    fn shutdown(&self) -> bool;
+}
+
+/// One domain. Dropping the last reference blocks the streams still attached and frees what it has.
+pub trait DomainOps: Any + Send + Sync {
+    /// The kind.
+    fn kind(&self) -> DomainKind;
+    /// The context bank, if it has one.
+    fn bank(&self) -> Option<u8>;
+    /// The tag of its stage 1 TLB entries, if it has one.
+    fn asid(&self) -> Option<Asid>;
+    /// Maps `[iova, iova + len)` to `[pa, pa + len)`; all or nothing.
+    fn map(&self, iova: Iova, pa: Pa, len: u64, prot: Prot<Stage1>) -> Result<(), IommuError>;
+    /// Unmaps; afterwards no device of the domain reaches the memory. Gives the bytes that were mapped.
+    fn unmap(&self, iova: Iova, len: u64) -> Result<u64, IommuError>;
+    /// Changes what existing mappings allow.
+    fn protect(&self, iova: Iova, len: u64, prot: Prot<Stage1>) -> Result<(), IommuError>;
+    /// Where an address goes.
+    fn iova_to_phys(&self, iova: Iova) -> Option<Pa>;
+    /// First and last address that can be mapped.
+    fn input_range(&self) -> Option<(Iova, Iova)>;
+    /// Page and block sizes as a bit map.
+    fn page_sizes(&self) -> u64;
+    /// The stage 1 table as the hardware got it.
+    fn table_root(&self) -> Option<TableRoot>;
+    /// Invalidates a range whose table entries somebody else has changed, and waits.
+    fn invalidate(&self, iova: Iova, len: u64) -> Result<(), IommuError>;
+    /// Invalidates everything, and waits.
+    fn invalidate_all(&self) -> Result<(), IommuError>;
+    /// Stops walks of a table that somebody else is going to free.
+    fn stop_walks(&self) -> Result<(), IommuError>;
+}
+
+impl<R: Mmio + 'static, M: DmaMemory + Clone + 'static, C: Clock + 'static> DomainOps for Domain<R, M, C> {
+    fn kind(&self) -> DomainKind {
+        self.kind()
+    }
+    fn bank(&self) -> Option<u8> {
+        self.bank()
+    }
+    fn asid(&self) -> Option<Asid> {
+        self.asid()
+    }
+    fn map(&self, iova: Iova, pa: Pa, len: u64, prot: Prot<Stage1>) -> Result<(), IommuError> {
+        Ok(self.map(iova, pa, len, prot)?)
+    }
+    fn unmap(&self, iova: Iova, len: u64) -> Result<u64, IommuError> {
+        Ok(self.unmap(iova, len)?)
+    }
+    fn protect(&self, iova: Iova, len: u64, prot: Prot<Stage1>) -> Result<(), IommuError> {
+        Ok(self.protect(iova, len, prot)?)
+    }
+    fn iova_to_phys(&self, iova: Iova) -> Option<Pa> {
+        self.iova_to_phys(iova)
+    }
+    fn input_range(&self) -> Option<(Iova, Iova)> {
+        self.input_range()
+    }
+    fn page_sizes(&self) -> u64 {
+        self.page_sizes()
+    }
+    fn table_root(&self) -> Option<TableRoot> {
+        self.table_root()
+    }
+    fn invalidate(&self, iova: Iova, len: u64) -> Result<(), IommuError> {
+        Ok(self.invalidate(iova, len)?)
+    }
+    fn invalidate_all(&self) -> Result<(), IommuError> {
+        Ok(self.invalidate_all()?)
+    }
+    fn stop_walks(&self) -> Result<(), IommuError> {
+        Ok(self.stop_walks()?)
+    }
+}
+
+impl<R: Mmio + 'static, M: DmaMemory + Clone + 'static, C: Clock + 'static> IommuOps for SmmuV2<R, M, C> {
+    fn describe(&self) -> String {
+        self.identification().to_string()
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        let id = self.identification();
+        Capabilities {
+            stage1: id.stage1,
+            stage2: id.stage2,
+            nested: id.nested,
+            coherent_walk: self.coherent_walk(),
+            page_sizes: id.page_sizes(),
+            stream_groups: match id.streams {
+                StreamMapping::Matching { groups } => Some(usize::from(groups)),
+                StreamMapping::Indexing { .. } => None,
+            },
+            contexts: Some(usize::from(id.context_banks)),
+            free_contexts: Some(self.free_banks()),
+        }
+    }
+
+    fn add_device(&self, streams: &[StreamMatch]) -> Result<Master, IommuError> {
+        Ok(self.add_master(streams)?)
+    }
+
+    fn remove_device(&self, master: Master) {
+        self.remove_master(master);
+    }
+
+    fn alloc_domain(
+        &self,
+        spec: DomainSpec,
+        options: DomainOptions,
+    ) -> Result<Arc<dyn DomainOps>, IommuError> {
+        let parent = |parent: Arc<dyn DomainOps>| {
+            let any: Arc<dyn Any + Send + Sync> = parent;
+            any.downcast::<Domain<R, M, C>>().map_err(|_| IommuError::ForeignDomain)
+        };
+        let config = match spec {
+            DomainSpec::Blocked => DomainConfig::Blocked,
+            DomainSpec::Identity => DomainConfig::Identity,
+            DomainSpec::Stage1(paging) => DomainConfig::Stage1(paging),
+            DomainSpec::Stage2(paging) => DomainConfig::Stage2(paging),
+            DomainSpec::Nested(domain, paging) => DomainConfig::Nested(parent(domain)?, paging),
+            DomainSpec::NestedGuest(domain, root) => DomainConfig::NestedGuest(parent(domain)?, root),
+            DomainSpec::Process(root) => DomainConfig::Process(root),
+        };
+        Ok(self.new_domain(config, options)?)
+    }
+
+    fn attach(&self, master: &Master, domain: &dyn DomainOps) -> Result<(), IommuError> {
+        let any: &dyn Any = domain;
+        let domain = any.downcast_ref::<Domain<R, M, C>>().ok_or(IommuError::ForeignDomain)?;
+        Ok(self.attach(master, domain)?)
+    }
+
+    fn detach(&self, master: &Master) {
+        self.detach(master);
+    }
+
+    fn set_overrides(&self, master: &Master, overrides: StreamOverrides) {
+        self.set_overrides(master, overrides);
+    }
+
+    fn handle_irq(&self) -> usize {
+        self.handle_irq()
+    }
+
+    fn set_fault_handler(&self, handler: Option<Arc<dyn FaultHandler>>) {
+        self.set_fault_handler(handler);
+    }
+
+    fn take_faults(&self) -> FaultBatch {
+        self.take_faults()
+    }
+
+    fn resume_stalled(&self, bank: u8, response: FaultResponse) -> Result<(), IommuError> {
+        Ok(self.resume_stalled(bank, response)?)
+    }
+
+    fn resume(&self) -> Result<(), IommuError> {
+        Ok(self.resume()?)
+    }
+
+    fn shutdown(&self) -> bool {
+        self.shutdown()
+    }
+}

@@ -1,0 +1,322 @@
+//! One translation as the hardware made it: which register and which descriptor said what.
+
+use std::fmt;
+
+use portcullis_arch::smmuv2::{Cr0, S2cr, S2crType, Sctlr, Smr};
+use portcullis_smmuv2::{BypassReason, Explanation, GlobalFault, Match, Outcome};
+use portcullis_walk::{AccessKind, CachedEntry, Rule, Step};
+use serde::Serialize;
+
+use crate::bank;
+use crate::descriptor;
+use crate::line::{Field, Line, LineKind};
+use crate::outcome;
+use crate::permission;
+use crate::words;
+
+/// A translation, step by step.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Story {
+    /// Who asks for what.
+    pub title: String,
+    /// The steps; the last one says how it ended.
+    pub lines: Vec<Line>,
+}
+
+/// Title and lines, with the columns of registers and those of descriptors aligned. Ends without a newline.
+impl fmt::Display for Story {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.title)?;
+        let label = self.lines.iter().map(|l| l.label.len()).max().unwrap_or(0);
+        let walk = |l: &Line| matches!(l.kind, LineKind::Descriptor | LineKind::BadDescriptor);
+        let width = |of_walk: bool| {
+            self.lines.iter().filter(|l| walk(l) == of_walk).map(|l| l.value.len()).max().unwrap_or(0)
+        };
+        let widths = [width(false), width(true)];
+        for line in &self.lines {
+            f.write_str("\n  ")?;
+            line.write(f, label, widths[usize::from(walk(line))])?;
+        }
+        Ok(())
+    }
+}
+
+/// Tells the story of an explanation. `cached` is the TLB entry that the transaction would hit
+/// ([`Tbu::cached`](portcullis_walk::Tbu::cached)): hardware uses it without looking at the tables.
+pub fn story(e: &Explanation, cached: Option<CachedEntry>) -> Story {
+    let a = e.from.attrs;
+    let title = format!(
+        "{} of {:#x} by stream {:#x}: {} {} {}",
+        e.access,
+        e.va,
+        e.from.stream,
+        if a.non_secure() { "non-secure" } else { "secure" },
+        if a.privileged() { "privileged" } else { "unprivileged" },
+        if a.instruction() { "instruction" } else { "data" },
+    );
+    let mut lines = vec![cr0_line(e)];
+    lines.extend(match_line(e));
+    if let Some((group, _, s2cr)) = e.group {
+        lines.push(s2cr_line(e, group, S2cr::from_bits(s2cr)));
+    }
+    for b in [&e.bank, &e.stage2_bank].into_iter().flatten() {
+        lines.extend(bank::lines(b));
+    }
+    lines.extend(e.walk.iter().map(|s| step_line(e, s)));
+    let stale = cached.and_then(|c| tlb_line(e, c, &mut lines));
+    lines.push(stale.unwrap_or_else(|| result_line(e)));
+    Story { title, lines }
+}
+
+fn cr0_line(e: &Explanation) -> Line {
+    let cr0 = Cr0::from_bits(e.cr0);
+    let name = if e.secure { "SCR0" } else { "CR0" };
+    let text = if cr0.clientpd() {
+        "CLIENTPD=1: nothing is translated".into()
+    } else {
+        let or = |fault: bool| if fault { "fault" } else { "bypass" };
+        format!(
+            "CLIENTPD=0: unmatched streams {} (USFCFG={}), match conflicts {} (SMCFCFG={})",
+            or(cr0.usfcfg()),
+            u8::from(cr0.usfcfg()),
+            or(cr0.smcfcfg()),
+            u8::from(cr0.smcfcfg())
+        )
+    };
+    Line::register32(LineKind::Stream, name, e.cr0, text)
+}
+
+/// SMR as id and mask; 16 bits each with EXIDENABLE.
+pub(crate) fn smr_id_mask(smr: u32, extended: bool) -> (u32, u32) {
+    if extended {
+        return (smr & 0xffff, smr >> 16);
+    }
+    let s = Smr::from_bits(smr);
+    (s.id().into(), s.mask().into())
+}
+
+fn match_line(e: &Explanation) -> Option<Line> {
+    let extended = Cr0::from_bits(e.cr0).exidenable();
+    Some(match (e.matched.as_ref()?, e.group) {
+        (Match::Group(_), Some((n, smr, _))) if extended || Smr::from_bits(smr).valid() => {
+            let (id, mask) = smr_id_mask(smr, extended);
+            let text = if mask == 0 {
+                format!("ID {id:#x}: matches")
+            } else {
+                format!("ID {id:#x}, mask {mask:#x} (bits ignored): matches")
+            };
+            Line::register32(LineKind::Stream, format!("SMR[{n}]"), smr, text).with_fields(vec![
+                Field::new("group", n),
+                Field::hex("ID", id),
+                Field::hex("MASK", mask),
+            ])
+        }
+        (Match::Group(n), _) => {
+            Line::new(LineKind::Stream, "stream", format!("the index selects S2CR[{n}]"))
+                .with_fields(vec![Field::new("group", n)])
+        }
+        (Match::None, _) => Line::new(LineKind::Stream, "SMR", "no group matches the stream"),
+        (Match::Conflict(a, b), _) => {
+            Line::new(LineKind::Stream, "SMR", format!("groups {a} and {b} both match the stream"))
+        }
+    })
+}
+
+fn s2cr_line(e: &Explanation, group: u16, s: S2cr) -> Line {
+    let text = match s.kind() {
+        S2crType::Translation => format!("translate in context bank {}", s.cbndx()),
+        S2crType::Bypass => "bypass translation".into(),
+        S2crType::Fault => "TYPE=2: every transaction faults".into(),
+        S2crType::Reserved => "TYPE=3 (reserved): every transaction faults".into(),
+    };
+    let overrides = overrides(e, s);
+    let text = if overrides.is_empty() { text } else { format!("{text}; {}", overrides.join(", ")) };
+    Line::register32(LineKind::Stream, format!("S2CR[{group}]"), s.into_bits(), text).with_fields(vec![
+        Field::new("TYPE", s.type_code()),
+        Field::new("CBNDX", s.cbndx()),
+        Field::new("PRIVCFG", s.privcfg()),
+        Field::new("INSTCFG", s.instcfg()),
+    ])
+}
+
+/// The attribute overrides of S2CR that have an effect on this stream.
+fn overrides(e: &Explanation, s: S2cr) -> Vec<String> {
+    let mut found = Vec::new();
+    if s.kind() == S2crType::Translation {
+        match s.privcfg() {
+            0 => {}
+            3 => found.push("PRIVCFG=3 privileged".to_owned()),
+            code => found.push(format!("PRIVCFG={code} unprivileged")),
+        }
+        match s.instcfg() {
+            0 => {}
+            2 => found.push("INSTCFG=2 data".to_owned()),
+            code => found.push(format!("INSTCFG={code} instruction (reads only)")),
+        }
+    }
+    // A stage 1 that translates replaces memory attributes by those of its descriptors.
+    let replaced = e.bank.is_some_and(|b| bank::stage(&b) == 1 && Sctlr::from_bits(b.sctlr).m());
+    if matches!(s.kind(), S2crType::Fault | S2crType::Reserved) || replaced {
+        return found;
+    }
+    if s.mtcfg() {
+        found.push(format!("MemAttr={:#x} {}", s.memattr(), portcullis_arch::MemoryType::from_code(s.memattr())));
+    }
+    let codes = [("SHCFG", s.shcfg()), ("RACFG", s.racfg()), ("WACFG", s.wacfg())];
+    found.extend(codes.iter().filter(|(_, c)| *c != 0).map(|(n, c)| format!("{n}={c}")));
+    if e.secure && s.nscfg() != 0 {
+        found.push(format!("NSCFG={}", s.nscfg()));
+    }
+    found
+}
+
+fn step_line(e: &Explanation, step: &Step) -> Line {
+    let decoded = descriptor::decode(step, outcome::bank_of_stage(e, step.stage));
+    let good = matches!(step.rule, Rule::Table { .. } | Rule::Leaf { .. });
+    let kind = if good { LineKind::Descriptor } else { LineKind::BadDescriptor };
+    let mut line = Line::new(kind, format!("S{} L{}", step.stage, step.level), decoded.text);
+    line.value = format!("[{:#x}] = {:#018x}", step.address, step.value);
+    line.fields = vec![
+        Field::new("stage", step.stage),
+        Field::new("level", step.level),
+        Field::hex("address", step.address),
+        Field::hex("value", step.value),
+    ];
+    line.fields.extend(decoded.fields);
+    line
+}
+
+/// A TLB entry that this access would use and that does not say what the tables say.
+pub(crate) fn stale_entry(e: &Explanation, cached: &CachedEntry) -> bool {
+    match e.outcome {
+        Outcome::Translated { walked, incoming } => {
+            cached.perms.allows(AccessKind::new(e.access, incoming)) && walked.pa != cached.pa.get()
+        }
+        // An entry that forbids the access is not used: the port walks again.
+        Outcome::Fault { incoming, .. } => cached.perms.allows(AccessKind::new(e.access, incoming)),
+        _ => false,
+    }
+}
+
+/// Adds the TLB's line. If the entry is stale, returns the line that ends the story instead of the tables' result.
+fn tlb_line(e: &Explanation, cached: CachedEntry, lines: &mut Vec<Line>) -> Option<Line> {
+    let size = words::size(cached.size_log2);
+    let entry = format!("holds {:#x} -> {:#x} ({size}, {})", e.va, cached.pa, cached.perms);
+    let fields = || vec![Field::hex("pa", cached.pa), Field::new("size", 1u64 << cached.size_log2.min(63))];
+    if stale_entry(e, &cached) {
+        let tables = match e.outcome {
+            Outcome::Translated { walked, .. } => format!("the tables say {:#x}", walked.pa),
+            _ => "the tables no longer map it".into(),
+        };
+        let text = format!("{entry}, but {tables}: missing TLB invalidation");
+        lines.push(Line::new(LineKind::Stale, "TLB", text).with_fields(fields()));
+        let text = format!("{:#x} from the stale TLB entry; the tables are not looked at", cached.pa);
+        return Some(Line::new(LineKind::Stale, "result", text).with_fields(fields()));
+    }
+    let same = matches!(e.outcome, Outcome::Translated { walked, .. } if walked.pa == cached.pa.get());
+    let text = if same { format!("{entry}, as the tables say") } else { format!("{entry}, not used") };
+    lines.push(Line::new(LineKind::Tlb, "TLB", text).with_fields(fields()));
+    None
+}
+
+fn result_line(e: &Explanation) -> Line {
+    match &e.outcome {
+        Outcome::Bypass { reason, pa, attrs } => {
+            let why = match reason {
+                BypassReason::ClientDisabled => "the SMMU is off (CLIENTPD=1)",
+                BypassReason::Unmatched => "no group matches and unmatched streams bypass (USFCFG=0)",
+                BypassReason::Conflict => "several groups match and conflicts bypass (SMCFCFG=0)",
+                BypassReason::Stream => "S2CR says bypass",
+            };
+            let text = format!("{pa:#x} untranslated: {why}; {attrs}");
+            Line::new(LineKind::Result, "result", text)
+                .with_fields(vec![Field::hex("pa", *pa), Field::new("attributes", attrs)])
+        }
+        Outcome::Translated { walked, incoming } => {
+            let attrs = outcome::outgoing(e, walked, *incoming);
+            let page = if e.walk.is_empty() {
+                "every stage is off, the address passes unchanged".into()
+            } else {
+                format!("page of {}, {}", words::size(walked.size_log2), walked.perms)
+            };
+            Line::new(LineKind::Result, "result", format!("{:#x}; {page}; {attrs}", walked.pa)).with_fields(vec![
+                Field::hex("pa", walked.pa),
+                Field::new("size", 1u64.checked_shl(walked.size_log2.into()).unwrap_or(0)),
+                Field::new("permissions", walked.perms),
+                Field::new("attributes", attrs),
+            ])
+        }
+        Outcome::Global { fault, nested, abort } => {
+            let client = if *abort { "an abort (GFRE=1)" } else { "zeros, writes vanish (GFRE=0)" };
+            let text = format!("{}; the client gets {client}", global_text(*fault, *nested));
+            Line::new(LineKind::Fault, "fault", text)
+                .with_fields(vec![Field::new("GFSR", global_name(*fault)), Field::new("nested", nested)])
+        }
+        Outcome::Blocked { bank, stall } => {
+            let fate = if *stall { "waits for RESUME" } else { "is terminated" };
+            let text = format!(
+                "refused: bank {bank} still holds an earlier fault and HUPCF=0; this transaction {fate} unrecorded"
+            );
+            Line::new(LineKind::Fault, "fault", text).with_fields(vec![Field::new("bank", bank)])
+        }
+        Outcome::Fault { fault, incoming } => {
+            let recorded = outcome::bank_of_stage(e, fault.stage);
+            let mut text = format!(
+                "{}, stage {} level {}",
+                outcome::fault_name(fault.kind),
+                fault.stage,
+                fault.level
+            );
+            if fault.stage == 2 {
+                let walk = if fault.on_stage1_walk { ", a stage 1 table" } else { "" };
+                text += &format!(" (IPA {:#x}{walk})", fault.ipa);
+            }
+            let read_one = !outcome::steps_of_stage(e, fault).is_empty();
+            if fault.kind == portcullis_walk::FaultKind::Permission {
+                let bits: Vec<String> =
+                    permission::forbidden(e, fault, *incoming).into_iter().map(|f| f.bit).collect();
+                text += &format!(": {}", words::list(&bits));
+            } else if !read_one {
+                text += &format!(": {}", outcome::before_the_walk(e, fault));
+            }
+            let bit = outcome::fsr_bit(fault.kind);
+            let mut fields = vec![
+                Field::new("FSR", bit),
+                Field::new("stage", fault.stage),
+                Field::new("level", fault.level),
+            ];
+            if let Some(b) = recorded {
+                text += &format!("; recorded in bank {} as FSR.{bit}, {}", b.index, bank::on_fault(b.sctlr));
+                fields.push(Field::new("bank", b.index));
+            }
+            if fault.stage == 2 {
+                fields.push(Field::hex("ipa", fault.ipa));
+            }
+            Line::new(LineKind::Fault, "fault", text).with_fields(fields)
+        }
+    }
+}
+
+/// GFSR's name of a global fault.
+pub(crate) fn global_name(fault: GlobalFault) -> &'static str {
+    match fault {
+        GlobalFault::InvalidContext => "ICF",
+        GlobalFault::UnidentifiedStream => "USF",
+        GlobalFault::StreamMatchConflict => "SMCF",
+        GlobalFault::UnimplementedBank => "UCBF",
+        GlobalFault::Permission => "PF",
+    }
+}
+
+fn global_text(fault: GlobalFault, nested: bool) -> String {
+    let why = match (fault, nested) {
+        (GlobalFault::InvalidContext, false) => "S2CR sends the stream to no context",
+        (GlobalFault::InvalidContext, true) => "the bank's CBAR.TYPE cannot be used",
+        (GlobalFault::UnidentifiedStream, _) => "no group matches the stream",
+        (GlobalFault::StreamMatchConflict, _) => "several groups match the stream",
+        (GlobalFault::UnimplementedBank, false) => "the context bank of S2CR does not exist for this stream",
+        (GlobalFault::UnimplementedBank, true) => "the stage 2 bank of CBAR does not exist for this stream",
+        (GlobalFault::Permission, _) => "a secure instruction fetch from non-secure memory (SCR1.SIF)",
+    };
+    format!("global fault {}: {why}", global_name(fault))
+}

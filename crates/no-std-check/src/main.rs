@@ -1,0 +1,89 @@
+//! Links all software crates into a program without std: its own allocator, panic handler and entry point.
+//!
+//! std brings a panic handler of its own, so if one of the crates, or one of their dependencies, pulled std in, this would not
+//! compile ("found duplicate lang item `panic_impl`"). It instantiates the drivers and runs them, because generic code that
+//! nobody uses is not compiled. No C library either: `memcpy` and its like are here, as a kernel brings its own. Built
+//! and run by `scripts/check-no-std`.
+#![no_std]
+#![no_main]
+
+extern crate alloc;
+
+mod mem;
+mod platform;
+
+use alloc::sync::Arc;
+use core::panic::PanicInfo;
+
+use portcullis_arch::{Iova, Pa};
+use portcullis_drivers::ops::DomainSpec;
+use portcullis_drivers::plwriter::PlWriter;
+use portcullis_drivers::smmuv2::{Options, SmmuV2};
+use portcullis_drivers::zdma::{Config, DescriptorPool, POOL_BYTES, Zdma};
+use portcullis_hal::DmaMemory;
+use portcullis_iommu::{FwSpec, IommuCore, Paging, Process, ProcessConfig, Prot};
+
+use platform::{Memory, Ticks, Window};
+
+#[panic_handler]
+fn panic(_: &PanicInfo<'_>) -> ! {
+    platform::exit(101)
+}
+
+/// What the kernel jumps to, with a stack that is aligned as before a call.
+#[unsafe(naked)]
+#[unsafe(no_mangle)]
+extern "C" fn _start() -> ! {
+    core::arch::naked_asm!("call {main}", "ud2", main = sym main)
+}
+
+extern "C" fn main() -> ! {
+    platform::exit(run().map_or_else(|step| step, |()| 0))
+}
+
+/// Core and alloc of the host's toolchain mention the personality of unwinding; with `panic = "abort"` nobody calls
+/// it.
+#[unsafe(no_mangle)]
+extern "C" fn rust_eh_personality() {}
+
+/// One device, from probe to process exit. The error is the number of the step that failed.
+fn run() -> Result<(), i32> {
+    let memory = Memory::new(0x1000_0000, 1 << 20);
+    let window = Window::new(0x2_0000);
+    for (offset, value) in [(0x20, 0x7c01_3e30), (0x24, 0x3000_0010), (0x28, 0x5555)] {
+        window.set(offset, value);
+    }
+    let options = Options::new(0x2_0000, "arm,mmu-500");
+    let smmu = SmmuV2::probe(window, memory.clone(), Ticks::default(), options).map_err(|_| 1)?;
+    let core = IommuCore::default();
+    let instance = core.register("smmu", Arc::new(smmu));
+    let spec = FwSpec::from_cells(&[0x868], 1, None).map_err(|_| 2)?;
+    let device = core.add_device("dma", instance, &spec, &[]).map_err(|_| 3)?;
+    let domain = core.paging_domain(instance).map_err(|_| 4)?;
+    core.attach_device(device, &domain).map_err(|_| 5)?;
+    domain.map(Iova(0x7000_0000), Pa(0x6000_0000), 0x40_0000, Prot::RW).map_err(|_| 6)?;
+    if domain.iova_to_phys(Iova(0x7012_3456)) != Some(Pa(0x6012_3456)) {
+        return Err(7);
+    }
+    domain.unmap(Iova(0x7000_0000), 0x40_0000).map_err(|_| 8)?;
+    let stage2 = core.alloc_domain(instance, DomainSpec::Stage2(Paging::default())).map_err(|_| 9)?;
+    core.nested_domain(&stage2, Paging::default()).map_err(|_| 10)?;
+    core.detach_device(device).map_err(|_| 11)?;
+    let process = Process::new(memory.clone(), ProcessConfig::default()).map_err(|_| 12)?;
+    process.mmap(0x3000, Prot::RW.cached()).map_err(|_| 13)?;
+    core.bind(device, process.clone()).map_err(|_| 14)?;
+    process.exit().map_err(|_| 15)?;
+    core.unbind(device).map_err(|_| 16)?;
+    core.handle_irq(instance).map_err(|_| 17)?;
+
+    let block = memory.alloc(POOL_BYTES, 64).ok_or(18)?;
+    let pool = DescriptorPool { block, iova: Iova(block.pa.get()) };
+    let channel = Zdma::new(Window::new(0x1000), memory.clone(), pool, Config::default()).map_err(|_| 19)?;
+    channel.submit_memcpy(Iova(0x2000), Iova(0x1000), 0x100).map_err(|_| 20)?;
+    channel.issue_pending();
+    let ended = channel.terminate(&Ticks::default(), 10).map_err(|_| 21)?;
+    if ended != 1 {
+        return Err(22);
+    }
+    PlWriter::new(Window::new(0x100)).write(Iova(0x1000), 0xcafe_beef, 0, 0xf).map_err(|_| 23)
+}

@@ -1,0 +1,319 @@
+//! The table itself: making, reading and dropping it, and the walk that map, unmap and protect share.
+
+use portcullis_arch::Pa;
+use portcullis_hal::{Block, DmaMemory};
+
+use crate::geometry::{Geometry, LAST, SYNCED, TABLE, VALID};
+use crate::stage::InputAddress;
+use crate::{Config, ConfigError, Flush, Stage, UnmapError};
+
+/// Smallest alignment of a first table: a table smaller than that shares no cache line and satisfies every TTBR.
+const MIN_TABLE: u64 = 64;
+/// Descriptors that are loaded at once.
+pub(crate) const CHUNK: usize = 64;
+
+/// A page table of stage `S` in memory `M`.
+///
+/// # Callers at the same time
+///
+/// All calls but [`free_empty_tables`](Self::free_empty_tables) take `&self`, take no lock, and may run at the same
+/// time on **disjoint ranges**, also inside of one table. This is what an address allocator gives, and what Linux's
+/// io-pgtable asks for. When ranges overlap, the caller broke the contract and this happens:
+///
+/// - map with map: one of them gets [`MapError::AlreadyMapped`](crate::MapError) or
+///   [`MapError::Raced`](crate::MapError), or both succeed and at each page the last writer wins. Tables are
+///   installed by compare-and-swap, so none is lost and none freed twice.
+/// - unmap with unmap: every entry is counted by at least one of them, tables are detached by compare-and-swap, so
+///   none is freed twice.
+/// - unmap with map, protect or lookup: what each sees is unspecified, and when the unmapped range covers a whole
+///   table, the other call may still use that table's memory after it has been freed. In Rust's sense this is safe
+///   (accesses go through [`DmaMemory`]); for the machine it is not. Do not do it.
+///
+/// # Which tables exist
+///
+/// Tables come with the mappings that need them. [`unmap`](Self::unmap) frees a table when its range covers all that
+/// the table translates; a table that became empty piece by piece stays (another caller may be using it) and is used
+/// again by later mappings, which then cannot use a block in its place. Whoever has the table alone can call
+/// [`free_empty_tables`](Self::free_empty_tables). Dropping the page table frees everything; it must not be in use
+/// by hardware then.
+#[derive(Debug)]
+pub struct PageTable<S: Stage, M: DmaMemory> {
+    pub(crate) mem: M,
+    pub(crate) geometry: Geometry,
+    pub(crate) root: Pa,
+    pub(crate) coherent: bool,
+    config: Config<S>,
+}
+
+/// What an input address translates to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mapping<S: Stage> {
+    /// Output address of exactly the address asked for.
+    pub pa: Pa,
+    /// What is allowed.
+    pub prot: crate::Prot<S>,
+    /// Bytes that the page or block covers.
+    pub page_size: u64,
+    /// Level of the leaf, 1 to 3.
+    pub level: u8,
+    /// The leaf as it is in memory.
+    pub descriptor: u64,
+}
+
+/// An entry that a walk stopped at.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Entry {
+    /// Where it is.
+    pub pa: Pa,
+    pub level: u32,
+    pub value: u64,
+}
+
+impl<S: Stage, M: DmaMemory> PageTable<S, M> {
+    /// Makes an empty table; allocates its first level.
+    pub fn new(mem: M, config: Config<S>) -> Result<Self, ConfigError> {
+        let geometry = Geometry::new(&config)?;
+        let bytes = geometry.root_len().max(MIN_TABLE);
+        let no_memory = ConfigError::NoMemory { bytes };
+        let len = usize::try_from(bytes).map_err(|_| no_memory)?;
+        let block = mem.alloc(len, len).ok_or(no_memory)?;
+        let (pa, bits) = (block.pa.get(), config.output_bits);
+        if !fits(pa, bytes, bits) {
+            mem.free(block);
+            return Err(ConfigError::TableAddress { pa, bits });
+        }
+        if !config.coherent_walk {
+            mem.clean(block.pa, len);
+        }
+        mem.wmb();
+        Ok(Self { mem, geometry, root: block.pa, coherent: config.coherent_walk, config })
+    }
+
+    /// Address of the first table (the first of several side by side, if concatenated).
+    pub fn root(&self) -> Pa {
+        self.root
+    }
+
+    /// What the hardware has to be told: [`Stage1Registers`](crate::Stage1Registers) or
+    /// [`Stage2Registers`](crate::Stage2Registers).
+    pub fn registers(&self) -> S::Registers {
+        S::registers(&self.config, &self.geometry, self.root)
+    }
+
+    /// What the table was made from.
+    pub fn config(&self) -> &Config<S> {
+        &self.config
+    }
+
+    /// The memory the tables are in.
+    pub fn memory(&self) -> &M {
+        &self.mem
+    }
+
+    /// The level that a walk starts at, 0 to 3.
+    pub fn start_level(&self) -> u8 {
+        self.geometry.start as u8
+    }
+
+    /// First and last input address.
+    pub fn input_range(&self) -> (S::Input, S::Input) {
+        let (first, last) = self.geometry.limits();
+        (first.into(), last.into())
+    }
+
+    /// The page and block sizes as a bit map: bit n for 2^n bytes (Linux `pgsize_bitmap`).
+    pub fn page_sizes(&self) -> u64 {
+        (self.geometry.first_leaf..=LAST).map(|level| self.geometry.size(level)).sum()
+    }
+
+    /// What `iova` translates to. Any byte address; `None` if unmapped or outside of the table.
+    pub fn lookup(&self, iova: S::Input) -> Option<Mapping<S>> {
+        let g = &self.geometry;
+        let offset = self.offset(iova);
+        if !g.contains(offset, 1) {
+            return None;
+        }
+        let entry = self.leaf_entry(offset);
+        if entry.value & VALID == 0 {
+            return None;
+        }
+        let page_size = g.size(entry.level);
+        Some(Mapping {
+            pa: Pa(g.output(entry.level, entry.value) | (offset & (page_size - 1))),
+            prot: S::prot(entry.value),
+            page_size,
+            level: entry.level as u8,
+            descriptor: entry.value,
+        })
+    }
+
+    /// Number of tables there are, the first level counted as one. Reads all tables.
+    pub fn table_count(&self) -> usize {
+        let mut count = 0;
+        self.for_each_table(self.root.get(), self.geometry.start, &mut |_, _| count += 1);
+        count
+    }
+
+    /// Frees tables without any mapping. The exclusive borrow is what makes this safe: nobody can be about to use one.
+    /// Returns how many there were.
+    pub fn free_empty_tables(&mut self, flush: &mut impl Flush) -> usize {
+        let mut freed = 0;
+        self.prune(self.root.get(), self.geometry.start, 0, flush, &mut freed);
+        freed
+    }
+
+    /// Frees empty tables below `table`; true if nothing is left in it.
+    fn prune(&self, table: u64, level: u32, offset: u64, flush: &mut impl Flush, freed: &mut usize) -> bool {
+        let g = &self.geometry;
+        let mut empty = true;
+        for index in 0..g.entries(level) {
+            let entry = Pa(table + index * 8);
+            let value = self.mem.load64(entry);
+            if value & VALID == 0 {
+                continue;
+            }
+            let below = offset + (index << g.shift(level));
+            if g.is_table(level, value) && self.prune(g.next(value), level + 1, below, flush, freed) {
+                self.mem.store64(entry, 0);
+                self.publish(entry, 1);
+                self.mem.wmb();
+                flush.table(self.input(below), g.size(level));
+                self.free_table(g.next(value));
+                *freed += 1;
+            } else {
+                empty = false;
+            }
+        }
+        empty
+    }
+
+    /// Distance from the first input address; past the end for addresses of no use.
+    #[inline]
+    pub(crate) fn offset(&self, iova: S::Input) -> u64 {
+        iova.get().wrapping_sub(self.geometry.base)
+    }
+
+    /// The input address at an offset.
+    #[inline]
+    pub(crate) fn input(&self, offset: u64) -> u64 {
+        offset.wrapping_add(self.geometry.base)
+    }
+
+    /// Checks a range that is to be unmapped or protected; gives its offset.
+    #[inline]
+    pub(crate) fn check_range(&self, iova: S::Input, len: u64) -> Result<u64, UnmapError> {
+        let g = &self.geometry;
+        let offset = self.offset(iova);
+        let granule = g.granule();
+        let iova = iova.get();
+        if (offset | len) & (granule - 1) != 0 || len == 0 {
+            return Err(UnmapError::Unaligned { iova, len, granule });
+        }
+        if !g.contains(offset, len) {
+            let (first, last) = g.limits();
+            return Err(UnmapError::InputRange { iova, len, first, last });
+        }
+        Ok(offset)
+    }
+
+    /// Walks to the leaf or the invalid entry that decides about `offset`.
+    #[inline]
+    pub(crate) fn leaf_entry(&self, offset: u64) -> Entry {
+        let g = &self.geometry;
+        let mut table = self.root.get();
+        let mut level = g.start;
+        loop {
+            let pa = Pa(table + g.index(level, offset) * 8);
+            let value = self.mem.load64(pa);
+            if !g.is_table(level, value) {
+                return Entry { pa, level, value };
+            }
+            table = g.next(value);
+            level += 1;
+        }
+    }
+
+    /// The straight way to a page's entry, where tables lead all the way to the last level and a walker is known to
+    /// see them. `None` says nothing but that the long way has to be taken.
+    #[inline]
+    pub(crate) fn page_entry(&self, offset: u64) -> Option<Pa> {
+        let g = &self.geometry;
+        let stop = g.granule_log2;
+        let mut shift = g.root_shift;
+        let mut pa = self.root.get() + (offset >> shift) * 8;
+        let wanted = if self.coherent { TABLE } else { TABLE | SYNCED };
+        while shift > stop {
+            let value = self.mem.load64(Pa(pa));
+            if value & wanted != wanted {
+                return None;
+            }
+            shift -= g.stride;
+            pa = (value & g.next_mask) + ((offset >> shift) & g.index_mask) * 8;
+        }
+        Some(Pa(pa))
+    }
+
+    /// Refuses a range that cuts a block at its start or at its end.
+    pub(crate) fn check_cut(&self, offset: u64, end: u64) -> Result<(), UnmapError> {
+        for at in [offset, end - 1] {
+            let entry = self.leaf_entry(at);
+            let size = self.geometry.size(entry.level);
+            let block = at & !(size - 1);
+            if entry.value & VALID != 0 && (block < offset || end - block < size) {
+                return Err(self.partial(block, size));
+            }
+        }
+        Ok(())
+    }
+
+    /// The error for a block at an offset.
+    #[cold]
+    pub(crate) fn partial(&self, block: u64, size: u64) -> UnmapError {
+        UnmapError::PartialBlock { block: self.input(block), size }
+    }
+
+    /// Makes `count` stored descriptors visible to a walker that does not snoop. A barrier has to follow.
+    #[inline]
+    pub(crate) fn publish(&self, entry: Pa, count: u64) {
+        if !self.coherent {
+            self.mem.clean(entry, (count * 8) as usize);
+        }
+    }
+
+    /// Gives a table that is not the first one back.
+    pub(crate) fn free_table(&self, table: u64) {
+        self.mem.free(Block { pa: Pa(table), len: self.geometry.table_len() as usize });
+    }
+
+    /// Visits a table and all below it, lowest first.
+    pub(crate) fn for_each_table(&self, table: u64, level: u32, visit: &mut impl FnMut(u64, u32)) {
+        let g = &self.geometry;
+        if level < LAST {
+            for index in 0..g.entries(level) {
+                let value = self.mem.load64(Pa(table + index * 8));
+                if g.is_table(level, value) {
+                    self.for_each_table(g.next(value), level + 1, visit);
+                }
+            }
+        }
+        visit(table, level);
+    }
+}
+
+impl<S: Stage, M: DmaMemory> Drop for PageTable<S, M> {
+    fn drop(&mut self) {
+        let root = self.root.get();
+        self.for_each_table(root, self.geometry.start, &mut |table, _| {
+            if table != root {
+                self.free_table(table);
+            }
+        });
+        self.mem.free(Block { pa: self.root, len: self.geometry.root_len().max(MIN_TABLE) as usize });
+    }
+}
+
+/// True if `len` bytes at `pa` have addresses of `bits` bits.
+pub(crate) fn fits(pa: u64, len: u64, bits: u8) -> bool {
+    let limit = 1u64 << bits;
+    pa < limit && len <= limit - pa
+}

@@ -1,0 +1,154 @@
+//! An SMMU with nothing but settable configuration, so that ports can be tested without a model.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+
+use portcullis_arch::{Access, Attributes, StreamId};
+use portcullis_bus::{Initiator, StallState, StallTag, SystemMemory};
+use portcullis_walk::{
+    Context, ContextKey, Fault, FaultOutcome, Invalidation, Nested, Regime, Resolution, SyncLog, Tbu, Tcu,
+    TlbStage,
+};
+
+pub const FROM: Initiator = Initiator::new(StreamId(1));
+
+pub fn key(stage: TlbStage, asid: u16) -> ContextKey {
+    ContextKey { secure: false, regime: Regime::Guest, stage, vmid: 0, asid, va_bits: 49 }
+}
+
+pub fn context(key: ContextKey, stages: Nested) -> Context {
+    let incoming = Attributes::DEVICE_DEFAULT;
+    Context { key, bank: 0, va_mask: (1 << 49) - 1, stages, incoming, after: None, cacheable: true }
+}
+
+#[derive(Clone)]
+pub enum Setting {
+    Bypass(u64),
+    Translate(Arc<Context>),
+    Refuse(FaultOutcome),
+}
+
+#[derive(Clone, Copy)]
+pub enum OnFault {
+    Abort,
+    Ignore,
+    Stall,
+}
+
+pub struct State {
+    pub streams: HashMap<u32, Setting>,
+    pub on_fault: OnFault,
+    pub faults: Vec<(u64, Access, Fault)>,
+    pub stalls: HashMap<u64, StallState>,
+    /// Answers this many faults with a demand to look again.
+    pub retries: usize,
+    next_tag: u64,
+}
+
+pub struct Unit {
+    pub log: SyncLog,
+    pub walker: SystemMemory,
+    pub state: Mutex<State>,
+}
+
+impl Unit {
+    pub fn new(walker: SystemMemory, stages: Context) -> Arc<Self> {
+        let streams = HashMap::from([(1, Setting::Translate(Arc::new(stages)))]);
+        let state = State {
+            streams,
+            on_fault: OnFault::Abort,
+            faults: Vec::new(),
+            stalls: HashMap::new(),
+            retries: 0,
+            next_tag: 1,
+        };
+        Arc::new(Self { log: SyncLog::new(), walker, state: Mutex::new(state) })
+    }
+
+    pub fn port(self: &Arc<Self>, entries: usize) -> Tbu<Unit, SystemMemory> {
+        Tbu::new(self.clone(), self.walker.clone(), entries)
+    }
+
+    pub fn configure(&self, stream: u32, setting: Setting) {
+        self.state.lock().unwrap().streams.insert(stream, setting);
+        self.log.publish(Invalidation::Config);
+    }
+
+    pub fn on_fault(&self, what: OnFault) {
+        self.state.lock().unwrap().on_fault = what;
+    }
+
+    pub fn faults(&self) -> Vec<(u64, Access, Fault)> {
+        std::mem::take(&mut self.state.lock().unwrap().faults)
+    }
+
+    /// RESUME for every stalled transaction.
+    pub fn resume(&self, with: StallState) {
+        self.state.lock().unwrap().stalls.values_mut().for_each(|s| *s = with);
+    }
+}
+
+impl Tcu for Unit {
+    type Walker = SystemMemory;
+
+    fn log(&self) -> &SyncLog {
+        &self.log
+    }
+    fn walker(&self) -> &SystemMemory {
+        &self.walker
+    }
+    fn resolve(&self, from: &Initiator, _: u64, _: Access) -> Resolution {
+        let attrs = from.attrs;
+        match self.state.lock().unwrap().streams.get(&from.stream.get()).cloned() {
+            Some(Setting::Bypass(mask)) => Resolution::Bypass { attrs, mask },
+            Some(Setting::Translate(c)) => {
+                let privileged = from.attrs.privileged();
+                let incoming = c.incoming.with_privileged(privileged);
+                let same = incoming == c.incoming;
+                Resolution::Translate(if same { c } else { Arc::new(Context { incoming, ..(*c).clone() }) })
+            }
+            Some(Setting::Refuse(outcome)) => Resolution::Refused(outcome),
+            None => Resolution::Refused(FaultOutcome::Terminate { abort: true }),
+        }
+    }
+    fn fault(
+        &self,
+        _: &Initiator,
+        va: u64,
+        access: Access,
+        _: &Context,
+        seen: Option<u64>,
+        fault: Fault,
+    ) -> FaultOutcome {
+        let mut state = self.state.lock().unwrap();
+        if seen.is_some_and(|s| s != self.log.generation()) {
+            return FaultOutcome::Retry;
+        }
+        if state.retries > 0 {
+            state.retries -= 1;
+            return FaultOutcome::Retry;
+        }
+        state.faults.push((va, access, fault));
+        match state.on_fault {
+            OnFault::Abort => FaultOutcome::Terminate { abort: true },
+            OnFault::Ignore => FaultOutcome::Terminate { abort: false },
+            OnFault::Stall => {
+                let tag = state.next_tag;
+                state.next_tag += 1;
+                state.stalls.insert(tag, StallState::Waiting);
+                FaultOutcome::Stall(StallTag(tag))
+            }
+        }
+    }
+    fn stall_state(&self, tag: StallTag) -> StallState {
+        let mut state = self.state.lock().unwrap();
+        match state.stalls.get(&tag.0).copied() {
+            Some(StallState::Waiting) => StallState::Waiting,
+            Some(done) => {
+                state.stalls.remove(&tag.0);
+                done
+            }
+            None => StallState::Terminated { abort: true },
+        }
+    }
+}
