@@ -245,7 +245,11 @@ impl System {
 
     /// Makes a channel's descriptors reachable in a domain, at their own address, so that scatter-gather lists work in it.
     /// A page that is there already is left as it is.
-    pub fn map_descriptors(&self, channel: &Channel, domain: &Domain) -> Result<(), portcullis_iommu::IommuError> {
+    pub fn map_descriptors(
+        &self,
+        channel: &Channel,
+        domain: &Domain,
+    ) -> Result<(), portcullis_iommu::IommuError> {
         let pool = channel.driver.pool();
         if domain.iova_to_phys(pool.iova).is_some() {
             return Ok(());

@@ -228,21 +228,25 @@ impl State {
         missing: Maintenance,
     ) {
         let Some(i) = range.clone().find(|&i| seen[i] != current[i]) else { return };
-        if self.reports.len() >= MAX_REPORTS {
-            self.lost_reports += 1;
-            return;
-        }
         let word = i & !7;
         let get = |b: &[u8; LINE as usize]| {
             b[word..word + 8].iter().rev().fold(0u64, |v, &x| v << 8 | u64::from(x))
         };
-        self.reports.push(StaleRead {
+        let report = StaleRead {
             reader: reader.clone(),
             pa: line + word as u64,
             seen: get(seen),
             current: get(current),
             missing,
-        });
+        };
+        if self.reports.contains(&report) {
+            return;
+        }
+        if self.reports.len() >= MAX_REPORTS {
+            self.lost_reports += 1;
+            return;
+        }
+        self.reports.push(report);
     }
 }
 

@@ -146,12 +146,13 @@ fn run(
     // Open it before the work, so that a path that cannot be written is known at once.
     let file = match trace_file {
         Some(path) => {
-            let file = std::fs::File::create(path).map_err(|e| BadInput(format!("{}: {e}", path.display())))?;
+            let file =
+                std::fs::File::create(path).map_err(|e| BadInput(format!("{}: {e}", path.display())))?;
             Some((path, file))
         }
         None => None,
     };
-    let mut sink: Box<dyn Sink> = if json { Box::new(Json) } else { Box::new(Human::new(explain)) };
+    let mut sink: Box<dyn Sink> = if json { Box::new(Json) } else { Box::new(Human::default()) };
     let mut trace = Trace::default();
     let (mut passed, mut failed) = (0, Vec::new());
     for scenario in &scenarios {
@@ -231,7 +232,10 @@ fn machine(board: &str, protect: Option<&str>, json: bool) -> Result<bool, BadIn
 fn bench(filter: &str, json: bool) -> Result<bool, BadInput> {
     if !bench::names().any(|n| n.contains(filter)) {
         let names: Vec<_> = bench::names().collect();
-        return Err(BadInput(format!("no bench has {filter:?} in its name; there are: {}", names.join(", "))));
+        return Err(BadInput(format!(
+            "no bench has {filter:?} in its name; there are: {}",
+            names.join(", ")
+        )));
     }
     let figures = bench::run(filter);
     if json {

@@ -96,7 +96,11 @@ pub fn choose(name: &str) -> Result<Chosen, ChooseError> {
     if let Some(board) = BOARDS.iter().find(|b| b.name == name) {
         let tree = Tree::from_dtb(board.dtb)?;
         let scenario = |s: &Script| Scenario { name: s.name.into(), source: s.source.into() };
-        return Ok(Chosen { name: name.into(), tree, scenarios: board.scenarios.iter().map(scenario).collect() });
+        return Ok(Chosen {
+            name: name.into(),
+            tree,
+            scenarios: board.scenarios.iter().map(scenario).collect(),
+        });
     }
     let path = Path::new(name);
     if !path.exists() {

@@ -1,10 +1,10 @@
 //! A context bank's registers in words, and the few facts about its format that explanations need.
 
+use portcullis_arch::MemoryType;
 use portcullis_arch::smmuv2::{
     CbType, Cba2r, Cbar, Fsr, Sctlr, Tcr2, TcrS1, TcrS1Long, TcrS2, TcrS2Aarch32, address_bits,
 };
 use portcullis_arch::vmsa::Granule;
-use portcullis_arch::MemoryType;
 use portcullis_smmuv2::{BankView, Config};
 use portcullis_walk::TableFormat;
 use portcullis_walk::stage::walk_attributes;
@@ -110,8 +110,10 @@ pub(crate) fn fsr_names(fsr: u32) -> Vec<&'static str> {
 /// The registers of a bank as lines of a story.
 pub(crate) fn lines(bank: &BankView) -> Vec<Line> {
     let n = bank.index;
-    let register = |name: &str, value, text| Line::register32(LineKind::Bank, format!("CB{n}.{name}"), value, text);
-    let wide = |name: &str, value, text| Line::register64(LineKind::Bank, format!("CB{n}.{name}"), value, text);
+    let register =
+        |name: &str, value, text| Line::register32(LineKind::Bank, format!("CB{n}.{name}"), value, text);
+    let wide =
+        |name: &str, value, text| Line::register64(LineKind::Bank, format!("CB{n}.{name}"), value, text);
     let cbar = Cbar::from_bits(bank.cbar);
     let mut lines = vec![
         Line::register32(LineKind::Bank, format!("CBAR[{n}]"), bank.cbar, cbar_text(cbar)).with_fields(vec![
@@ -194,10 +196,10 @@ fn sctlr_text(bank: &BankView, s: Sctlr) -> String {
         (s.ptw() && stage(bank) == 2, ", PTW=1"),
     ];
     flags.iter().filter(|(set, _)| *set).for_each(|(_, name)| text.push_str(name));
-    text.push_str(", a fault is ");
+    text.push_str("; a fault is ");
     text.push_str(on_fault(bank.sctlr));
     if !s.hupcf() {
-        text.push_str(", later ones refused until FSR is cleared (HUPCF=0)");
+        text.push_str("; after one, all are refused until FSR is cleared (HUPCF=0)");
     }
     text
 }
@@ -252,7 +254,11 @@ fn tcr_text(bank: &BankView) -> String {
             let size = size("T0SZ", t.t0sz(), 64 - i16::from(t.t0sz()));
             let walks = walk_text(t.irgn0(), t.orgn0(), t.sh0());
             let out = address_bits(t.pasize());
-            format!("{size}, {granule} granule, SL0={}, PASize={}: {out}-bit output, {walks}", t.sl0(), t.pasize())
+            format!(
+                "{size}, {granule} granule, SL0={}, PASize={}: {out}-bit output, {walks}",
+                t.sl0(),
+                t.pasize()
+            )
         }
         (_, 2) => {
             let t = TcrS2Aarch32::from_bits(bank.tcr);

@@ -12,11 +12,9 @@ use crate::words;
 
 /// A descriptor in words.
 pub(crate) struct Decoded {
-    /// `table`, `block`, `page`, `section`, `invalid`, ...
-    pub kind: &'static str,
     /// What followed from it.
     pub text: String,
-    /// Its fields by name.
+    /// Its fields by name; the first is `kind`: `table`, `block`, `page`, `section`, `invalid`, ...
     pub fields: Vec<Field>,
 }
 
@@ -60,7 +58,7 @@ pub(crate) fn decode(step: &Step, bank: Option<&BankView>) -> Decoded {
             format!("{kind}{run} -> {output:#x}, {}; {}", words::size(size_log2), words.join(" "))
         }
     };
-    Decoded { kind, text, fields }
+    Decoded { text, fields }
 }
 
 fn kind(step: &Step, format: TableFormat) -> &'static str {
@@ -110,12 +108,8 @@ fn table_limits(step: &Step, format: TableFormat) -> String {
 type Named = (&'static str, String);
 
 fn stage1_leaf(value: u64, bank: Option<&BankView>) -> Vec<Named> {
-    const AP: [&str; 4] = [
-        "0b00(rw, privileged only)",
-        "0b01(rw)",
-        "0b10(read-only, privileged only)",
-        "0b11(read-only)",
-    ];
+    const AP: [&str; 4] =
+        ["0b00(rw, privileged only)", "0b01(rw)", "0b10(read-only, privileged only)", "0b11(read-only)"];
     let bit = |mask: u64| u8::from(value & mask != 0).to_string();
     let index = value >> long::ATTR_INDEX_SHIFT & 7;
     let mair = bank.map_or(0, |b| b.mair);

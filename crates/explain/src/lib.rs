@@ -27,6 +27,8 @@ mod story;
 mod words;
 
 #[cfg(test)]
+mod fuzz;
+#[cfg(test)]
 mod testing;
 
 pub use causes::{Cause, CauseContext, CauseKind, causes};

@@ -1,8 +1,8 @@
 //! What an explanation means: the steps that decided, outgoing attributes, why an address is out of range.
 
+use portcullis_arch::Attributes;
 use portcullis_arch::attrs::{Allocate, MemoryType, Shareability};
 use portcullis_arch::smmuv2::{CbType, Cbar, Sctlr, TcrS1, TcrS1Long, TcrS2, TcrS2Aarch32};
-use portcullis_arch::Attributes;
 use portcullis_smmuv2::{BankView, Explanation};
 use portcullis_walk::stage::combine;
 use portcullis_walk::{Fault, FaultKind, Rule, Step, TableFormat, Walked};
@@ -155,7 +155,12 @@ pub(crate) fn before_the_walk(e: &Explanation, fault: &Fault) -> String {
         (_, _) if input >> 32 != 0 => format!("{input:#x} is above the 32 bits of an AArch32 bank"),
         (_, _) => {
             let t = TcrS1Long::from_bits(bank.tcr);
-            format!("{input:#x} is in no table's range: T0SZ={}, T1SZ={}, TCR={:#x}", t.t0sz(), t.t1sz(), bank.tcr)
+            format!(
+                "{input:#x} is in no table's range: T0SZ={}, T1SZ={}, TCR={:#x}",
+                t.t0sz(),
+                t.t1sz(),
+                bank.tcr
+            )
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Which bit of which descriptor or register forbids an access. The walker says only that it is forbidden; this finds the
 //! words that say so in the steps it recorded, by the rules of IHI 0062D and DDI 0487 D8.4 (see `portcullis-walk`).
 
-use portcullis_arch::smmuv2::{CbType, Cbar, Sctlr};
+use portcullis_arch::smmuv2::{CbType, Cba2r, Cbar, Sctlr, Tcr2};
 use portcullis_arch::vmsa::{long, short};
 use portcullis_arch::{Access, Attributes};
 use portcullis_smmuv2::{BankView, Explanation};
@@ -48,7 +48,8 @@ pub(crate) fn forbidden(e: &Explanation, fault: &Fault, incoming: Attributes) ->
     let bank = outcome::bank_of_stage(e, fault.stage);
     let mut found = Vec::new();
     if let (Some(leaf), Some(bank)) = (steps.last().filter(|s| matches!(s.rule, Rule::Leaf { .. })), bank) {
-        let tables: Vec<&Step> = steps.iter().filter(|s| matches!(s.rule, Rule::Table { .. })).copied().collect();
+        let tables: Vec<&Step> =
+            steps.iter().filter(|s| matches!(s.rule, Rule::Table { .. })).copied().collect();
         let access = if fault.on_stage1_walk {
             (AccessKind::new(Access::Read, Attributes::DEVICE_DEFAULT), false)
         } else {
@@ -68,9 +69,9 @@ pub(crate) fn forbidden(e: &Explanation, fault: &Fault, incoming: Attributes) ->
 }
 
 /// True for hyp and monitor contexts, which know one privilege level.
-fn single_privilege(e_bank: &BankView) -> bool {
-    let cbar = Cbar::from_bits(e_bank.cbar);
-    let monitor = portcullis_arch::smmuv2::Cba2r::from_bits(e_bank.cba2r).monc();
+fn single_privilege(bank: &BankView) -> bool {
+    let cbar = Cbar::from_bits(bank.cbar);
+    let monitor = Cba2r::from_bits(bank.cba2r).monc();
     cbar.kind() == CbType::Stage1Bypass && (cbar.hypc() || monitor)
 }
 
@@ -107,12 +108,12 @@ fn stage1_long(
         if privileged && !single {
             check(Why::ExecuteNever, long::PXN, true, "PXN = 1 (privileged execute never)");
         }
-        let read_only = leaf.value & long::AP_READ_ONLY != 0;
-        let user = leaf.value & long::AP_UNPRIVILEGED != 0;
-        writable = !read_only && !tables.iter().any(|t| t.value & long::AP_TABLE_READ_ONLY != 0);
+        let above = |mask: u64| tables.iter().any(|t| t.value & mask != 0);
+        writable = leaf.value & long::AP_READ_ONLY == 0 && !above(long::AP_TABLE_READ_ONLY);
+        let user = leaf.value & long::AP_UNPRIVILEGED != 0 && !above(long::AP_TABLE_PRIVILEGED);
         let by_user = writable && user && !single;
         let implied = privileged && by_user && format == TableFormat::Aarch64;
-        let uwxn = by_user && sctlr.uwxn() && (privileged || format == TableFormat::Long);
+        let uwxn = by_user && sctlr.uwxn();
         if (sctlr.wxn() && writable) || uwxn || implied {
             let bit = if sctlr.wxn() {
                 "SCTLR.WXN = 1: writable memory is execute never".into()
@@ -124,6 +125,11 @@ fn stage1_long(
             found.push(Forbidden { why: Why::WritableExecuteNever, bit });
         }
     }
+    let tcr2 = Tcr2::from_bits(bank.tcr2);
+    if !found.is_empty() && (tcr2.had0() || tcr2.had1()) {
+        // What tables say may not count (HADn), and the leaf is reason enough.
+        return;
+    }
     let mut above = |why, mask: u64, text: &str| {
         if let Some(t) = tables.iter().find(|t| t.value & mask != 0) {
             found.push(Forbidden { why, bit: format!("{text} in {}", place(t, "table")) });
@@ -132,8 +138,12 @@ fn stage1_long(
     if kind.is_write() && writable {
         above(Why::ReadOnly, long::AP_TABLE_READ_ONLY, "APTable[1] = 1 (read-only below)");
     }
-    if !privileged && !single && !kind.is_fetch() {
-        above(Why::PrivilegedOnly, long::AP_TABLE_PRIVILEGED, "APTable[0] = 1 (no unprivileged access below)");
+    if !privileged && !single && (!kind.is_fetch() || format == TableFormat::Long) {
+        above(
+            Why::PrivilegedOnly,
+            long::AP_TABLE_PRIVILEGED,
+            "APTable[0] = 1 (no unprivileged access below)",
+        );
     }
     if kind.is_fetch() {
         if !privileged || single || format == TableFormat::Long {
@@ -209,7 +219,9 @@ fn stage2(leaf: &Step, fault: &Fault, kind: AccessKind, bank: &BankView, found: 
         push(Why::ExecuteNever, "XN = 1 (execute never)");
     }
     if found.is_empty() && fault.on_stage1_walk && Sctlr::from_bits(bank.sctlr).ptw() {
-        let bit = format!("SCTLR.PTW = 1 and a Device MemAttr in stage 2's {at}: no stage 1 tables in Device memory");
+        let bit = format!(
+            "SCTLR.PTW = 1 and a Device MemAttr in stage 2's {at}: no stage 1 tables in Device memory"
+        );
         found.push(Forbidden { why: Why::TableInDevice, bit });
     }
 }

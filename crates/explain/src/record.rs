@@ -310,7 +310,10 @@ impl fmt::Display for GlobalRecord {
         let kinds: Vec<&str> = [
             (g.usf(), "unidentified stream (no stream match register holds it)"),
             (g.smcf(), "stream match conflict (several stream match registers hold it)"),
-            (g.icf() && !s.nested(), "invalid context (S2CR of the stream is of type fault: no domain is attached)"),
+            (
+                g.icf() && !s.nested(),
+                "invalid context (S2CR of the stream is of type fault: no domain is attached)",
+            ),
             (g.icf() && s.nested(), "invalid context (the context bank's CBAR.TYPE cannot be used)"),
             (g.ucbf(), "unimplemented context bank"),
             (g.ucif(), "unimplemented context interrupt"),

@@ -111,10 +111,8 @@ fn match_line(e: &Explanation) -> Option<Line> {
                 Field::hex("MASK", mask),
             ])
         }
-        (Match::Group(n), _) => {
-            Line::new(LineKind::Stream, "stream", format!("the index selects S2CR[{n}]"))
-                .with_fields(vec![Field::new("group", n)])
-        }
+        (Match::Group(n), _) => Line::new(LineKind::Stream, "stream", format!("the index selects S2CR[{n}]"))
+            .with_fields(vec![Field::new("group", n)]),
         (Match::None, _) => Line::new(LineKind::Stream, "SMR", "no group matches the stream"),
         (Match::Conflict(a, b), _) => {
             Line::new(LineKind::Stream, "SMR", format!("groups {a} and {b} both match the stream"))
@@ -160,7 +158,11 @@ fn overrides(e: &Explanation, s: S2cr) -> Vec<String> {
         return found;
     }
     if s.mtcfg() {
-        found.push(format!("MemAttr={:#x} {}", s.memattr(), portcullis_arch::MemoryType::from_code(s.memattr())));
+        found.push(format!(
+            "MemAttr={:#x} {}",
+            s.memattr(),
+            portcullis_arch::MemoryType::from_code(s.memattr())
+        ));
     }
     let codes = [("SHCFG", s.shcfg()), ("RACFG", s.racfg()), ("WACFG", s.wacfg())];
     found.extend(codes.iter().filter(|(_, c)| *c != 0).map(|(n, c)| format!("{n}={c}")));
@@ -239,12 +241,14 @@ fn result_line(e: &Explanation) -> Line {
             } else {
                 format!("page of {}, {}", words::size(walked.size_log2), walked.perms)
             };
-            Line::new(LineKind::Result, "result", format!("{:#x}; {page}; {attrs}", walked.pa)).with_fields(vec![
-                Field::hex("pa", walked.pa),
-                Field::new("size", 1u64.checked_shl(walked.size_log2.into()).unwrap_or(0)),
-                Field::new("permissions", walked.perms),
-                Field::new("attributes", attrs),
-            ])
+            Line::new(LineKind::Result, "result", format!("{:#x}; {page}; {attrs}", walked.pa)).with_fields(
+                vec![
+                    Field::hex("pa", walked.pa),
+                    Field::new("size", 1u64.checked_shl(walked.size_log2.into()).unwrap_or(0)),
+                    Field::new("permissions", walked.perms),
+                    Field::new("attributes", attrs),
+                ],
+            )
         }
         Outcome::Global { fault, nested, abort } => {
             let client = if *abort { "an abort (GFRE=1)" } else { "zeros, writes vanish (GFRE=0)" };
@@ -261,12 +265,8 @@ fn result_line(e: &Explanation) -> Line {
         }
         Outcome::Fault { fault, incoming } => {
             let recorded = outcome::bank_of_stage(e, fault.stage);
-            let mut text = format!(
-                "{}, stage {} level {}",
-                outcome::fault_name(fault.kind),
-                fault.stage,
-                fault.level
-            );
+            let mut text =
+                format!("{}, stage {} level {}", outcome::fault_name(fault.kind), fault.stage, fault.level);
             if fault.stage == 2 {
                 let walk = if fault.on_stage1_walk { ", a stage 1 table" } else { "" };
                 text += &format!(" (IPA {:#x}{walk})", fault.ipa);
@@ -319,4 +319,168 @@ fn global_text(fault: GlobalFault, nested: bool) -> String {
         (GlobalFault::Permission, _) => "a secure instruction fetch from non-secure memory (SCR1.SIF)",
     };
     format!("global fault {}: {why}", global_name(fault))
+}
+
+#[cfg(test)]
+mod tests {
+    use portcullis_arch::smmuv2::offset::{cb, gr0};
+    use portcullis_arch::{Access, Attributes, Iova};
+    use portcullis_bus::Initiator;
+
+    use super::*;
+    use crate::testing::{Board, PAGE, ROOT, SCTLR, STREAM};
+
+    fn told(board: &Board, va: u64, access: Access) -> String {
+        story(&board.explain(va, access), None).to_string()
+    }
+
+    #[test]
+    fn a_translated_write_is_told_from_stream_to_output() {
+        let board = Board::new();
+        board.group(3, 0x14ea, 1, 0);
+        board.map_with(0x7000_2000, 0x6000_2000, PAGE | 3 << 53);
+        let from = Initiator::new(portcullis_arch::StreamId(0x14eb));
+        let e = board.smmu.explain(from, Iova(0x7000_2010), Access::Write);
+        let expected = "\
+write of 0x70002010 by stream 0x14eb: non-secure unprivileged data
+  CR0        0x00201c06          CLIENTPD=0: unmatched streams fault (USFCFG=1), match conflicts fault (SMCFCFG=1)
+  SMR[3]     0x800114ea          ID 0x14ea, mask 0x1 (bits ignored): matches
+  S2CR[3]    0x00000000          translate in context bank 0
+  CBAR[0]    0x0001f300          stage 1, stage 2 bypassed, VMID 0
+  CBA2R[0]   0x00000001          VA64=1: AArch64 descriptors
+  CB0.SCTLR  0x00000067          M=1 translates; a fault is terminated with an abort (CFRE=1); after one, all are refused until FSR is cleared (HUPCF=0)
+  CB0.TCR    0x00802010          T0SZ=16: 48-bit addresses, 4 KiB granule, start level 0, walks Normal-NC outer-shareable; TTBR1 off (EPD1=1)
+  CB0.TCR2   0x00038075          PASize=5: 48-bit output addresses, 16-bit ASIDs
+  CB0.TTBR0  0x0000000010000000  first table at 0x10000000, ASID 0
+  S1 L0      [0x10000000] = 0x0000000010001003  table -> 0x10001000
+  S1 L1      [0x10001008] = 0x0000000010002003  table -> 0x10002000
+  S1 L2      [0x10002c00] = 0x0000000010003003  table -> 0x10003000
+  S1 L3      [0x10003010] = 0x0060000060002e43  page -> 0x60002000, 4 KiB; AP[2:1]=0b01(rw) UXN=1 PXN=1 AF=1 nG=1 AttrIndx=0(Normal-NC) SH=outer-shareable
+  result     0x60002010; page of 4 KiB, privileged rw-, unprivileged rw-; Normal-NC outer-shareable non-secure unprivileged data";
+        assert_eq!(story(&e, None).to_string(), expected);
+    }
+
+    #[test]
+    fn json_has_kinds_and_named_fields() {
+        let board = Board::new();
+        let json = serde_json::to_value(story(&board.explain(0x7000_0000, Access::Read), None)).unwrap();
+        let lines = json["lines"].as_array().unwrap();
+        assert_eq!(lines[1]["fields"], serde_json::json!({ "group": "0", "ID": "0x14e8", "MASK": "0x0" }));
+        let walk = &lines[lines.len() - 2];
+        assert_eq!(walk["kind"], "bad-descriptor");
+        assert_eq!(walk["fields"]["address"], "0x10000000");
+        assert_eq!(walk["fields"]["kind"], "invalid");
+        assert_eq!(lines[lines.len() - 1]["fields"]["FSR"], "TF");
+    }
+
+    #[test]
+    fn faults_say_where_they_are_recorded() {
+        let board = Board::new();
+        board.map_with(0x7000_0000, 0x6000_0000, PAGE | 1 << 7);
+        let text = told(&board, 0x7000_0000, Access::Write);
+        assert!(
+            text.ends_with(
+                "fault      permission fault, stage 1 level 3: AP[2] = 1 (read-only) in the level 3 page descriptor at \
+                 0x10003000; recorded in bank 0 as FSR.PF, terminated with an abort (CFRE=1)"
+            ),
+            "{text}"
+        );
+        board.cb(0, cb::SCTLR, SCTLR | 1 << 7);
+        assert!(told(&board, 0x7000_0000, Access::Write).ends_with("FSR.PF, stalled (CFCFG=1)"));
+        let text = told(&board, 1 << 48, Access::Write);
+        assert!(
+            text.contains("0x1000000000000 is in no table's range: TTBR0 covers 48 bits (T0SZ=16)"),
+            "{text}"
+        );
+        board.global(gr0::CR0, 0x0020_0001);
+        let text = told(&board, 0x7000_0000, Access::Write);
+        assert!(text.contains("0x70000000 untranslated: the SMMU is off (CLIENTPD=1)"), "{text}");
+    }
+
+    #[test]
+    fn overrides_are_told_where_they_count() {
+        let board = Board::new();
+        board.map(0x7000_0000, 0x6000_0000);
+        // INSTCFG=3, PRIVCFG=2, MemAttr=0 with MTCFG: the last is replaced by the descriptor's.
+        board.group(0, STREAM.get(), 0, 3 << 26 | 2 << 24 | 1 << 11);
+        let text = told(&board, 0x7000_0000, Access::Read);
+        assert!(
+            text.contains("bank 0; PRIVCFG=2 unprivileged, INSTCFG=3 instruction (reads only)\n"),
+            "{text}"
+        );
+        board.cb(0, cb::SCTLR, SCTLR & !1);
+        let text = told(&board, 0x7000_0000, Access::Read);
+        assert!(text.contains("MemAttr=0x0 Device-nGnRnE"), "{text}");
+        assert!(text.contains("every stage is off, the address passes unchanged; Device-nGnRnE"), "{text}");
+    }
+
+    #[test]
+    fn a_nested_walk_tells_both_stages_with_their_own_fields() {
+        let board = Board::new();
+        board.bank(0, 0x3_0100);
+        let root2 = board.table();
+        board.stage2_bank(1, root2);
+        board.map(0x7000_0000, 0x4000_0000);
+        for at in (ROOT..ROOT + 0x8000).step_by(0x1000) {
+            board.store(board.slot(root2, 1, at), at | 0x7ff);
+        }
+        let text = told(&board, 0x7000_0000, Access::Write);
+        assert!(text.contains("stage 1, then stage 2 in bank 1, VMID 0"), "{text}");
+        assert!(text.contains("S2AP=0b11(rw) XN=0 AF=1 MemAttr=0xf(Normal-WB) SH=inner-shareable"), "{text}");
+        assert!(text.contains("stage 2 level 1 (IPA 0x40000000)"), "{text}");
+        assert!(text.contains("recorded in bank 1 as FSR.TF"), "{text}");
+    }
+
+    #[test]
+    fn output_attributes_are_those_that_the_port_sends() {
+        let board = Board::new();
+        board.map(0x7000_0000, 0x6000_0000);
+        board.map_with(0x7000_1000, 0x6000_1000, PAGE & !0x300 | 0x300 | 1 << 2);
+        let root2 = board.table();
+        board.stage2_bank(1, root2);
+        for at in (ROOT..ROOT + 0xa000).step_by(0x1000).chain([0x6000_0000, 0x6000_1000]) {
+            board.store(board.slot(root2, 1, at), at | 0x7ff);
+        }
+        let mut seen = 0;
+        for cbar in [0x1_f300, 0x1_5200, 0x1_0000, 0x3_0100] {
+            for (sctlr, sctlr2) in [(SCTLR, SCTLR), (SCTLR & !1, SCTLR), (SCTLR, SCTLR & !1 | 0x4_0000)] {
+                for s2cr in [0, 3 << 26, 3 << 24 | 1 << 11 | 5 << 12] {
+                    board.bank(0, cbar);
+                    board.cb(0, cb::SCTLR, sctlr);
+                    board.cb(1, cb::SCTLR, sctlr2);
+                    board.group(0, STREAM.get(), 0, s2cr);
+                    let mut port = board.smmu.port(board.memory.clone());
+                    for va in [0x7000_0000, 0x7000_1000, 0x6000_0000] {
+                        let from = Initiator::new(STREAM).with_attrs(Attributes::from_axi(0xf, 0b011));
+                        let e = board.smmu.explain(from, Iova(va), Access::Read);
+                        let Outcome::Translated { walked, incoming } = e.outcome else { continue };
+                        let sent = port.translate(&from, Iova(va), Access::Read).unwrap();
+                        assert_eq!(
+                            outcome::outgoing(&e, &walked, incoming),
+                            sent.attrs,
+                            "{}",
+                            story(&e, None)
+                        );
+                        assert_eq!(walked.pa, sent.pa.get());
+                        seen += 1;
+                    }
+                }
+            }
+        }
+        assert!(seen > 40, "{seen}");
+    }
+
+    #[test]
+    fn a_tlb_entry_that_agrees_is_only_mentioned() {
+        let board = Board::new();
+        board.map(0x7000_0000, 0x6000_0000);
+        let mut port = board.smmu.port(board.memory.clone());
+        let from = Initiator::new(STREAM);
+        port.translate(&from, Iova(0x7000_0000), Access::Write).unwrap();
+        let cached = port.cached(&from, Iova(0x7000_0000));
+        let s = story(&board.explain(0x7000_0000, Access::Write), cached);
+        let n = s.lines.len();
+        assert_eq!((s.lines[n - 2].kind, s.lines[n - 1].kind), (LineKind::Tlb, LineKind::Result));
+        assert!(s.lines[n - 2].text.ends_with("as the tables say"), "{}", s.lines[n - 2]);
+    }
 }

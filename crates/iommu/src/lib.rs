@@ -41,7 +41,7 @@ pub use route::{RoutedBatch, RoutedFault};
 
 pub use portcullis_drivers::fault::{FaultHandler, FaultReason, FaultReport, FaultResponse};
 pub use portcullis_drivers::ops::{
-    Capabilities, DomainKind, DomainOps, FaultModel, IommuError, IommuOps, Paging, StreamMatch,
+    Capabilities, DomainKind, DomainOps, DomainSpec, FaultModel, IommuError, IommuOps, Paging, StreamMatch,
     StreamOverrides, TableRoot,
 };
 pub use portcullis_pgtable::{Granule, MemoryKind};

@@ -7,7 +7,6 @@ use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, Ordering};
 
 use portcullis_arch::{Asid, Iova, Pa, StreamId};
-use portcullis_drivers::ops::DomainSpec;
 use portcullis_drivers::smmuv2::{Options, SmmuV2};
 use portcullis_hal::DmaMemory;
 use portcullis_hal::fake::{FakeClock, FakeMemory, FakeMmio};
@@ -373,6 +372,26 @@ fn a_process_and_a_device_see_the_same_memory() {
     drop(domain);
     assert_eq!(rig.mmio.get32(bank(n, 0)), 0, "the bank is free again");
     assert!(process.domains().is_empty());
+}
+
+#[test]
+fn unbind_moves_the_stream_and_stops_walks_before_the_process_forgets_the_device() {
+    let rig = rig();
+    let device = rig.device("dma", &[0x868]).unwrap();
+    let process = rig.process();
+    let domain = rig.core.bind(device, process.clone()).unwrap();
+    rig.mmio.take_log();
+    rig.core.unbind(device).unwrap();
+    let offsets: Vec<usize> = rig.mmio.take_writes().iter().map(|write| write.0).collect();
+    assert_eq!(offsets, [S2CR, bank(0, 0x030), bank(0, 0x610), bank(0, 0x7f0)]);
+    assert!(process.domains().is_empty());
+    drop(domain);
+    // If the hardware does not confirm, the process goes on telling it, and keeps its tables at exit.
+    rig.core.bind(device, process.clone()).unwrap();
+    rig.stuck.store(true, Ordering::Relaxed);
+    assert!(matches!(rig.core.unbind(device), Err(Error::Iommu(_))));
+    assert_eq!((process.domains().len(), rig.core.is_bound(device)), (1, Ok(false)));
+    assert!(process.exit().is_err());
 }
 
 #[test]

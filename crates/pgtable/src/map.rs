@@ -167,6 +167,8 @@ impl<S: Stage, M: DmaMemory> PageTable<S, M> {
                 self.publish(entry, 1);
                 self.mem.wmb();
                 let _changed_meanwhile = self.mem.cas64(entry, value, value | SYNCED);
+                // The walker ignores the bit. Cleaned all the same, so that memory and cache agree for whoever compares.
+                self.publish(entry, 1);
                 Ok((value | SYNCED, true))
             }
             Err(theirs) => {

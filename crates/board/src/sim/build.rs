@@ -66,7 +66,8 @@ impl Machine {
     /// # Errors
     /// Names the node that does not fit.
     pub fn build(description: MachineDescription, options: Options) -> Result<Arc<Self>, BuildError> {
-        let regions: Vec<_> = description.memory.iter().map(|m| (m.region.base.get(), m.region.size)).collect();
+        let regions: Vec<_> =
+            description.memory.iter().map(|m| (m.region.base.get(), m.region.size)).collect();
         if regions.is_empty() {
             return Err(BuildError::NoMemory);
         }
@@ -108,7 +109,8 @@ impl Machine {
             let name = channel_name(c, i);
             let irq = c.interrupt.as_ref().and_then(spi);
             let line = irq.map_or_else(IrqLine::unconnected, |n| IrqLine::new(tracer.clone(), n));
-            let mut config = if c.bus_width == 128 { ZdmaConfig::fpd(stream) } else { ZdmaConfig::lpd(stream) };
+            let mut config =
+                if c.bus_width == 128 { ZdmaConfig::fpd(stream) } else { ZdmaConfig::lpd(stream) };
             if let Some(bus) = BusWidth::from_bits(c.bus_width) {
                 config.bus = bus;
             }
@@ -230,4 +232,3 @@ fn place_pool(description: &MachineDescription, memory: &SystemMemory) -> Result
     }
     Err(BuildError::NoPool)
 }
-

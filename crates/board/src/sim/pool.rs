@@ -99,7 +99,8 @@ mod tests {
             assert!(b.pa.is_aligned(align as u64) && b.len == len);
             for o in &blocks {
                 let (o, b): (&Block, &Block) = (o, &b);
-                let apart = o.pa.get() + o.len as u64 <= b.pa.get() || b.pa.get() + b.len as u64 <= o.pa.get();
+                let apart =
+                    o.pa.get() + o.len as u64 <= b.pa.get() || b.pa.get() + b.len as u64 <= o.pa.get();
                 assert!(apart);
             }
             blocks.push(b);

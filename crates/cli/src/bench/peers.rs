@@ -3,7 +3,9 @@
 
 use std::hint::black_box;
 
-use smmu::prelude::{AccessType, IOVA, PA, PASID, PagePermissions, SMMU, SecurityState, StreamConfig, StreamID};
+use smmu::prelude::{
+    AccessType, IOVA, PA, PASID, PagePermissions, SMMU, SecurityState, StreamConfig, StreamID,
+};
 use vm_memory::iommu::Iotlb;
 use vm_memory::{GuestAddress, Permissions};
 

@@ -39,7 +39,8 @@ impl Rig {
         let mut tables = Vec::new();
         for n in 0..banks {
             let dma = Memory::new(memory.clone(), pool.clone());
-            let table = PageTable::<Stage1, _>::new(dma, TableConfig::new(Granule::K4, 48, 48)).expect("48 bits, 4K");
+            let table =
+                PageTable::<Stage1, _>::new(dma, TableConfig::new(Granule::K4, 48, 48)).expect("48 bits, 4K");
             let page = 0x1_0000 + n * 0x1000;
             write(0x1000 + gr1::CBA2R + 4 * n, 1);
             write(0x1000 + gr1::CBAR + 4 * n, 0x1_f300);

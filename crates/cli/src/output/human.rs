@@ -8,17 +8,9 @@ use portcullis_explain::{LineKind, Story};
 use super::{Item, Sink};
 
 /// Text on standard output.
+#[derive(Default)]
 pub struct Human {
     step: u32,
-    /// Explanations are printed in full (`--explain`).
-    pub explain: bool,
-}
-
-impl Human {
-    /// A printer.
-    pub fn new(explain: bool) -> Self {
-        Self { step: 0, explain }
-    }
 }
 
 const BOLD: Style = Style::new().bold();
@@ -89,7 +81,11 @@ impl Human {
                     let head = if i == 0 { "likely cause:" } else { "or:" };
                     let text = cause.to_string();
                     let mut lines = text.lines();
-                    writeln!(out, "       {YELLOW}{head:>13}{YELLOW:#} {}", lines.next().unwrap_or_default())?;
+                    writeln!(
+                        out,
+                        "       {YELLOW}{head:>13}{YELLOW:#} {}",
+                        lines.next().unwrap_or_default()
+                    )?;
                     for line in lines {
                         writeln!(out, "                     {line}")?;
                     }
@@ -106,10 +102,15 @@ impl Human {
             Item::Check { ok: true, text } => writeln!(out, "     {GREEN}✓{GREEN:#} {text}")?,
             Item::Check { ok: false, text } => writeln!(out, "     {RED}✗ {text}{RED:#}")?,
             Item::End { scenario, passed, checks, failed, error } => match (passed, error) {
-                (true, _) => writeln!(out, "  {GREEN}passed{GREEN:#} {scenario}: {checks} expectations held")?,
+                (true, _) => {
+                    writeln!(out, "  {GREEN}passed{GREEN:#} {scenario}: {checks} expectations held")?
+                }
                 (false, Some(e)) => writeln!(out, "  {RED}failed{RED:#} {scenario}: {e}")?,
                 (false, None) => {
-                    writeln!(out, "  {RED}failed{RED:#} {scenario}: {failed} of {checks} expectations did not hold")?;
+                    writeln!(
+                        out,
+                        "  {RED}failed{RED:#} {scenario}: {failed} of {checks} expectations did not hold"
+                    )?;
                 }
             },
             Item::Summary { board, passed, failed } => {

@@ -25,7 +25,8 @@ impl Trace {
             let next = tracks.len() as u32 + 1;
             let tid = *tracks.entry(track.clone()).or_insert_with(|| {
                 let args = json!({"name": track});
-                self.events.push(json!({"ph": "M", "pid": pid, "tid": next, "name": "thread_name", "args": args}));
+                self.events
+                    .push(json!({"ph": "M", "pid": pid, "tid": next, "name": "thread_name", "args": args}));
                 next
             });
             let (ts, dur) = (event.at as f64 / 1000.0, event.lasted as f64 / 1000.0);

@@ -3,15 +3,17 @@
 use std::rc::Rc;
 use std::sync::Arc;
 
-use portcullis_arch::{Access, Iova, Pa, StreamId};
+use portcullis_arch::{Access, Attributes, Iova, Pa, StreamId};
 use portcullis_board::sim::Memory;
 use portcullis_board::system::{Channel, Writer};
-use portcullis_bus::{Attributes, Initiator};
+use portcullis_bus::Initiator;
 use portcullis_drivers::ops::{DomainSpec, FaultModel, Paging, StreamOverrides};
 use portcullis_drivers::zdma::{Cookie, Progress};
 use portcullis_explain::story;
 use portcullis_hal::{DmaMemory, Mmio};
-use portcullis_iommu::{AddressSpace, BindOptions, DeviceId, Domain, FaultResponse, Process, ProcessConfig, Prot};
+use portcullis_iommu::{
+    AddressSpace, BindOptions, DeviceId, Domain, FaultReport, FaultResponse, Process, ProcessConfig, Prot,
+};
 use rhai::{Array, Dynamic, Engine, EvalAltResult, Map};
 
 use super::Context;
@@ -30,14 +32,13 @@ struct Board(Rc<World>, Rc<Context>);
 
 /// A DMA channel or PL writer.
 #[derive(Clone)]
-struct Engine_ {
+struct EngineHandle {
     board: Board,
     name: String,
 }
 
 #[derive(Clone)]
 struct DomainHandle {
-    board: Board,
     domain: Arc<Domain>,
 }
 
@@ -50,7 +51,7 @@ struct ProcessHandle {
 /// A transfer that was started.
 #[derive(Clone)]
 struct Started {
-    engine: Engine_,
+    engine: EngineHandle,
     cookie: Cookie,
 }
 
@@ -82,7 +83,7 @@ impl Board {
             return fail("this board has no SMMU in use");
         };
         let domain = self.0.system.core().alloc_domain_with(instance, spec, model).or_else(fail)?;
-        Ok(DomainHandle { board: self.clone(), domain })
+        Ok(DomainHandle { domain })
     }
 
     fn domain(&mut self, kind: &str) -> Result<DomainHandle> {
@@ -90,20 +91,30 @@ impl Board {
         let (spec, model) = match kind {
             "stage1" => (DomainSpec::Stage1(paging), FaultModel::default()),
             "stage2" => (DomainSpec::Stage2(paging), FaultModel::default()),
-            "stall" => (DomainSpec::Stage1(paging), FaultModel { stall: true, ..FaultModel::default() }),
+            "stall" => {
+                let stall = FaultModel { stall: true, ..FaultModel::default() };
+                let handle = self.alloc(DomainSpec::Stage1(paging), stall)?;
+                // The script decides, with `resume`.
+                handle.domain.set_fault_handler(Some(Arc::new(|_: &FaultReport| FaultResponse::Deferred)));
+                return Ok(handle);
+            }
             "identity" => (DomainSpec::Identity, FaultModel::default()),
             "blocked" => (DomainSpec::Blocked, FaultModel::default()),
-            other => return fail(format!("there is no kind of domain {other:?}; there are stage1, stage2, stall, identity, blocked")),
+            other => {
+                return fail(format!(
+                    "there is no kind of domain {other:?}; there are stage1, stage2, stall, identity, blocked"
+                ));
+            }
         };
         self.alloc(spec, model)
     }
 
     fn nested(&mut self, parent: DomainHandle) -> Result<DomainHandle> {
         let domain = self.0.system.core().nested_domain(&parent.domain, Paging::default()).or_else(fail)?;
-        Ok(DomainHandle { board: self.clone(), domain })
+        Ok(DomainHandle { domain })
     }
 
-    fn attach(&mut self, engine: Engine_, domain: DomainHandle) -> Result<()> {
+    fn attach(&mut self, engine: EngineHandle, domain: DomainHandle) -> Result<()> {
         let device = self.device(&engine.name)?;
         self.0.system.core().attach_device(device, &domain.domain).or_else(fail)?;
         if let Some(channel) = self.0.system.channel(&engine.name)
@@ -115,14 +126,14 @@ impl Board {
         Ok(())
     }
 
-    fn detach(&mut self, engine: Engine_) -> Result<()> {
+    fn detach(&mut self, engine: EngineHandle) -> Result<()> {
         let device = self.device(&engine.name)?;
         self.0.system.core().detach_device(device).or_else(fail)?;
         self.0.drain(&self.1);
         Ok(())
     }
 
-    fn overrides(&mut self, engine: Engine_, map: Map) -> Result<()> {
+    fn overrides(&mut self, engine: EngineHandle, map: Map) -> Result<()> {
         let device = self.device(&engine.name)?;
         let mut overrides = StreamOverrides::default();
         for (key, value) in map {
@@ -130,7 +141,11 @@ impl Board {
             match (key.as_str(), on) {
                 ("instruction", on @ Some(_)) => overrides.instruction = on,
                 ("privileged", on @ Some(_)) => overrides.privileged = on,
-                _ => return fail(format!("overrides: {key} is not instruction or privileged with true or false")),
+                _ => {
+                    return fail(format!(
+                        "overrides: {key} is not instruction or privileged with true or false"
+                    ));
+                }
             }
         }
         self.0.system.core().set_overrides(device, overrides).or_else(fail)
@@ -139,18 +154,23 @@ impl Board {
     fn process(&mut self, options: Map) -> Result<ProcessHandle> {
         let mut config = ProcessConfig::default();
         for (key, value) in options {
-            match (key.as_str(), value.as_int().ok().and_then(|v| u8::try_from(v).ok()), value.as_bool().ok()) {
+            match (key.as_str(), value.as_int().ok().and_then(|v| u8::try_from(v).ok()), value.as_bool().ok())
+            {
                 ("va_bits", Some(v), _) => config.va_bits = v,
                 ("pa_bits", Some(v), _) => config.pa_bits = v,
                 ("coherent", _, Some(v)) => config.coherent_walk = v,
-                _ => return fail(format!("process: {key} is not va_bits, pa_bits or coherent, or its value is wrong")),
+                _ => {
+                    return fail(format!(
+                        "process: {key} is not va_bits, pa_bits or coherent, or its value is wrong"
+                    ));
+                }
             }
         }
         let process = Process::new(self.0.system.machine().dma_memory(), config).or_else(fail)?;
         Ok(ProcessHandle { board: self.clone(), process })
     }
 
-    fn bind(&mut self, engine: Engine_, process: ProcessHandle, changes: Map) -> Result<DomainHandle> {
+    fn bind(&mut self, engine: EngineHandle, process: ProcessHandle, changes: Map) -> Result<DomainHandle> {
         let device = self.device(&engine.name)?;
         let mut options = BindOptions::default();
         if !changes.is_empty() {
@@ -166,12 +186,13 @@ impl Board {
             }
             options.root = Some(root);
         }
-        let domain = self.0.system.core().bind_with(device, process.process.clone(), options).or_else(fail)?;
+        let domain =
+            self.0.system.core().bind_with(device, process.process.clone(), options).or_else(fail)?;
         self.0.drain(&self.1);
-        Ok(DomainHandle { board: self.clone(), domain })
+        Ok(DomainHandle { domain })
     }
 
-    fn unbind(&mut self, engine: Engine_) -> Result<()> {
+    fn unbind(&mut self, engine: EngineHandle) -> Result<()> {
         let device = self.device(&engine.name)?;
         self.0.system.core().unbind(device).or_else(fail)
     }
@@ -187,7 +208,11 @@ impl Board {
 
     fn read(&mut self, pa: i64, bytes: usize) -> Result<u64> {
         let mut buf = [0; 8];
-        self.0.system.machine().cpu_read(Pa(address(pa)), &mut buf[..bytes]).or_else(|e| fail(format!("{pa:#x}: {e}")))?;
+        self.0
+            .system
+            .machine()
+            .cpu_read(Pa(address(pa)), &mut buf[..bytes])
+            .or_else(|e| fail(format!("{pa:#x}: {e}")))?;
         self.0.drain(&self.1);
         Ok(u64::from_le_bytes(buf))
     }
@@ -198,14 +223,19 @@ impl Board {
     }
 
     fn fill32(&mut self, pa: i64, value: i64, len: i64) -> Result<()> {
-        let bytes: Vec<u8> = (value as u32).to_le_bytes().iter().copied().cycle().take(length(len)?).collect();
+        let bytes: Vec<u8> =
+            (value as u32).to_le_bytes().iter().copied().cycle().take(length(len)?).collect();
         self.0.system.machine().cpu_write(Pa(address(pa)), &bytes).or_else(|e| fail(format!("{pa:#x}: {e}")))
     }
 
     /// How many 32-bit words of a range hold a value, as the CPU reads them.
     fn count32(&mut self, pa: i64, value: i64, len: i64) -> Result<i64> {
         let mut bytes = vec![0; length(len)?];
-        self.0.system.machine().cpu_read(Pa(address(pa)), &mut bytes).or_else(|e| fail(format!("{pa:#x}: {e}")))?;
+        self.0
+            .system
+            .machine()
+            .cpu_read(Pa(address(pa)), &mut bytes)
+            .or_else(|e| fail(format!("{pa:#x}: {e}")))?;
         self.0.drain(&self.1);
         let words = bytes.chunks_exact(4).filter(|w| **w == (value as u32).to_le_bytes());
         Ok(words.count() as i64)
@@ -225,7 +255,7 @@ impl Board {
         self.0.system.machine().smmu_registers().map_or_else(|| fail("this board has no SMMU in use"), Ok)
     }
 
-    fn explain(&mut self, engine: Engine_, iova: i64, access: &str) -> Result<String> {
+    fn explain(&mut self, engine: EngineHandle, iova: i64, access: &str) -> Result<String> {
         let access = match access {
             "read" => Access::Read,
             "write" => Access::Write,
@@ -248,7 +278,7 @@ impl Board {
     }
 }
 
-impl Engine_ {
+impl EngineHandle {
     fn channel(&self) -> Result<&Channel> {
         match self.board.0.system.channel(&self.name) {
             Some(c) => Ok(c),
@@ -266,7 +296,8 @@ impl Engine_ {
     fn start(&mut self, dst: i64, src: i64, len: i64) -> Result<Started> {
         let len = u32::try_from(len).or_else(fail)?;
         let channel = self.channel()?;
-        let cookie = channel.driver.start_simple(Iova(address(dst)), Iova(address(src)), len).or_else(fail)?;
+        let cookie =
+            channel.driver.start_simple(Iova(address(dst)), Iova(address(src)), len).or_else(fail)?;
         self.board.settle()?;
         Ok(Started { engine: self.clone(), cookie })
     }
@@ -274,8 +305,10 @@ impl Engine_ {
     /// A transfer by a list of descriptors in memory.
     fn start_list(&mut self, dst: i64, src: i64, len: i64) -> Result<Started> {
         let channel = self.channel()?;
-        let cookie =
-            channel.driver.submit_memcpy(Iova(address(dst)), Iova(address(src)), address(len)).or_else(fail)?;
+        let cookie = channel
+            .driver
+            .submit_memcpy(Iova(address(dst)), Iova(address(src)), address(len))
+            .or_else(fail)?;
         channel.driver.issue_pending();
         self.board.settle()?;
         Ok(Started { engine: self.clone(), cookie })
@@ -290,7 +323,8 @@ impl Engine_ {
         let mut m = Map::new();
         m.insert("ok".into(), (status.done() && !status.error()).into());
         m.insert("stalled".into(), status.busy().into());
-        let error = if status.error() { format!("AXI response {:?}", status.response()) } else { String::new() };
+        let error =
+            if status.error() { format!("AXI response {:?}", status.response()) } else { String::new() };
         m.insert("error".into(), error.into());
         Ok(m)
     }
@@ -355,7 +389,9 @@ fn parse_prot(text: &str) -> Result<Prot> {
     let mut parts = text.split('+');
     let access = parts.next().unwrap_or_default();
     if access.is_empty() || !access.chars().all(|c| "rwx".contains(c)) {
-        return fail(format!("{text:?} is no permission: r, w, x letters, then +cached, +device, +privileged"));
+        return fail(format!(
+            "{text:?} is no permission: r, w, x letters, then +cached, +device, +privileged"
+        ));
     }
     let mut prot = Prot::new(access.contains('r'), access.contains('w'));
     if !access.contains('x') {
@@ -469,9 +505,9 @@ fn register_board(engine: &mut Engine, context: &Rc<Context>) {
     let c = context.clone();
     engine.register_fn("boot", move |map: Map| boot(&c, map));
 
-    let one = |b: &mut Board, name: &str| -> Result<Engine_> {
+    let one = |b: &mut Board, name: &str| -> Result<EngineHandle> {
         match b.0.system.machine().engine(name) {
-            Some(e) => Ok(Engine_ { board: b.clone(), name: e.name.to_string() }),
+            Some(e) => Ok(EngineHandle { board: b.clone(), name: e.name.to_string() }),
             None => fail(format!("there is no engine {name:?} on this board")),
         }
     };
@@ -479,7 +515,7 @@ fn register_board(engine: &mut Engine, context: &Rc<Context>) {
     engine.register_fn("channel", one);
     engine.register_fn("writer", one);
     engine.register_fn("channels", |b: &mut Board| -> Array {
-        let make = |c: &Channel| Dynamic::from(Engine_ { board: b.clone(), name: c.name.to_string() });
+        let make = |c: &Channel| Dynamic::from(EngineHandle { board: b.clone(), name: c.name.to_string() });
         b.0.system.channels().iter().map(make).collect()
     });
     engine.register_fn("domain", |b: &mut Board| b.domain("stage1"));
@@ -490,7 +526,7 @@ fn register_board(engine: &mut Engine, context: &Rc<Context>) {
     engine.register_fn("overrides", Board::overrides);
     engine.register_fn("process", |b: &mut Board| b.process(Map::new()));
     engine.register_fn("process", Board::process);
-    engine.register_fn("bind", |b: &mut Board, e: Engine_, p: ProcessHandle| b.bind(e, p, Map::new()));
+    engine.register_fn("bind", |b: &mut Board, e: EngineHandle, p: ProcessHandle| b.bind(e, p, Map::new()));
     engine.register_fn("bind", Board::bind);
     engine.register_fn("unbind", Board::unbind);
     engine.register_fn("resume", Board::resume);
@@ -517,18 +553,20 @@ fn register_board(engine: &mut Engine, context: &Rc<Context>) {
 }
 
 fn register_engines(engine: &mut Engine) {
-    engine.register_type_with_name::<Engine_>("Engine");
-    engine.register_get("name", |e: &mut Engine_| e.name.clone());
-    engine.register_get("stream", Engine_::stream);
-    engine.register_fn("start", Engine_::start);
-    engine.register_fn("start_list", Engine_::start_list);
-    engine.register_fn("copy", |e: &mut Engine_, dst: i64, src: i64, len: i64| e.start(dst, src, len)?.result());
-    engine.register_fn("memcpy", |e: &mut Engine_, dst: i64, src: i64, len: i64| {
+    engine.register_type_with_name::<EngineHandle>("Engine");
+    engine.register_get("name", |e: &mut EngineHandle| e.name.clone());
+    engine.register_get("stream", EngineHandle::stream);
+    engine.register_fn("start", EngineHandle::start);
+    engine.register_fn("start_list", EngineHandle::start_list);
+    engine.register_fn("copy", |e: &mut EngineHandle, dst: i64, src: i64, len: i64| {
+        e.start(dst, src, len)?.result()
+    });
+    engine.register_fn("memcpy", |e: &mut EngineHandle, dst: i64, src: i64, len: i64| {
         e.start_list(dst, src, len)?.result()
     });
-    engine.register_fn("write", |e: &mut Engine_, dst: i64, value: i64| e.write(dst, value, 0, 2));
-    engine.register_fn("write", Engine_::write);
-    engine.register_fn("register", |e: &mut Engine_, at: i64| -> Result<i64> {
+    engine.register_fn("write", |e: &mut EngineHandle, dst: i64, value: i64| e.write(dst, value, 0, 2));
+    engine.register_fn("write", EngineHandle::write);
+    engine.register_fn("register", |e: &mut EngineHandle, at: i64| -> Result<i64> {
         Ok(i64::from(e.register()?.read32(length(at)?)))
     });
     engine.register_type_with_name::<Started>("Transfer");
@@ -537,7 +575,8 @@ fn register_engines(engine: &mut Engine) {
 
 fn register_spaces(engine: &mut Engine) {
     engine.register_type_with_name::<DomainHandle>("Domain");
-    engine.register_fn("map", |d: &mut DomainHandle, iova: i64, pa: i64, len: i64| d.map(iova, pa, len, "rw"));
+    engine
+        .register_fn("map", |d: &mut DomainHandle, iova: i64, pa: i64, len: i64| d.map(iova, pa, len, "rw"));
     engine.register_fn("map", DomainHandle::map);
     engine.register_fn("unmap", DomainHandle::unmap);
     engine.register_fn("protect", DomainHandle::protect);

@@ -49,6 +49,8 @@ pub struct Context {
     pub checks: RefCell<u32>,
     pub world: RefCell<Option<Rc<World>>>,
     pub trace: RefCell<Vec<portcullis_board::sim::Event>>,
+    /// The SMMU driver's report is printed once.
+    pub booted: std::cell::Cell<bool>,
 }
 
 impl Context {
@@ -71,6 +73,7 @@ pub fn run(
         checks: RefCell::new(0),
         world: RefCell::new(None),
         trace: RefCell::new(Vec::new()),
+        booted: std::cell::Cell::new(false),
     });
     let (title, about) = scenario.about();
     context.emit(Item::Start { scenario: scenario.name.clone(), title, about });

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use portcullis_arch::Access;
-use portcullis_board::sim::{Event, EventKind, Machine, Options, Recording, TransactionEvent};
+use portcullis_board::sim::{EngineSlot, Event, EventKind, Machine, Options, Recording, TransactionEvent};
 use portcullis_board::system::{BootOptions, System};
 use portcullis_bus::{DmaFault, StaleRead};
 use portcullis_drivers::fault::FaultDetail;
@@ -52,16 +52,20 @@ impl BootRequest {
                     };
                 }
                 "streams" => {
-                    let map = value.try_cast::<Map>().ok_or_else(|| wrong("a map of device name to stream ids"))?;
+                    let map =
+                        value.try_cast::<Map>().ok_or_else(|| wrong("a map of device name to stream ids"))?;
                     for (device, ids) in map {
-                        let ids = ids.into_typed_array::<i64>().map_err(|_| wrong("a map of lists of numbers"))?;
+                        let ids =
+                            ids.into_typed_array::<i64>().map_err(|_| wrong("a map of lists of numbers"))?;
                         let ids = ids.into_iter().map(u32::try_from).collect::<Result<_, _>>();
                         let ids = ids.map_err(|_| wrong("a map of lists of stream ids"))?;
                         request.options.streams.insert(device.to_string(), ids);
                     }
                 }
                 "coherent" => {
-                    let map = value.try_cast::<Map>().ok_or_else(|| wrong("a map of device name to true or false"))?;
+                    let map = value
+                        .try_cast::<Map>()
+                        .ok_or_else(|| wrong("a map of device name to true or false"))?;
                     for (device, on) in map {
                         let on = on.as_bool().map_err(|_| wrong("a map of device name to true or false"))?;
                         request.coherent.insert(device.to_string(), on);
@@ -96,11 +100,14 @@ impl World {
                 return Err(format!("boot: coherent names {name:?}, which is no node of this board"));
             }
         }
-        let recording = Recording { registers: context.settings.registers, explain: context.settings.explain };
+        let recording =
+            Recording { registers: context.settings.registers, explain: context.settings.explain };
         let options = Options { cpu_cache: request.cpu_cache, recording, plain_ports: false };
         let machine = Machine::build(description, options).map_err(|e| e.to_string())?;
         let system = System::boot(machine, &request.options).map_err(|e| e.to_string())?;
-        context.emit(Item::Boot { text: system.describe() });
+        if !context.booted.replace(true) {
+            context.emit(Item::Boot { text: system.describe() });
+        }
         let world = Rc::new(Self { system, faults: Default::default(), stale: Default::default() });
         world.drain(context);
         Ok(world)
@@ -150,10 +157,17 @@ impl World {
                 }
                 context.emit(transfer(event.at, t));
                 if let (Some(f), Some(smmu)) = (&t.fault, self.system.machine().smmu()) {
-                    let mut evidence = CauseContext::default();
-                    evidence.cached = f.cached;
-                    evidence.stale_reads = stale.to_vec();
-                    evidence.ram = self.system.machine().memory().regions().collect();
+                    let description = self.system.machine().description();
+                    let ram: Vec<_> = self.system.machine().memory().regions().collect();
+                    let name = |e: &EngineSlot| (e.stream, e.name.to_string());
+                    let names: Vec<_> = self.system.machine().engines().iter().map(name).collect();
+                    let evidence = CauseContext {
+                        zynqmp: description.chip.is_some(),
+                        ram: &ram,
+                        stale,
+                        cached: f.cached,
+                        names: &names,
+                    };
                     context.emit(Item::Fault {
                         engine: t.engine.to_string(),
                         story: story(&f.explanation, f.cached),

@@ -264,6 +264,21 @@ fn a_bus_error_fails_the_transaction_that_met_it_and_the_next_ones_run() {
 }
 
 #[test]
+fn what_an_error_left_undone_keeps_its_order() {
+    let rig = rig();
+    for n in 1..=3 {
+        rig.channel.submit_memcpy(Iova(n << 20), Iova(n << 12), 0x1000).unwrap();
+    }
+    rig.channel.issue_pending();
+    rig.channel.submit_memcpy(Iova(4 << 20), Iova(4 << 12), 0x1000).unwrap();
+    rig.channel.issue_pending();
+    rig.report(interrupt::AXI_RD_DATA | DONE, ChannelState::Error, 0, 0);
+    assert_eq!(rig.channel.handle_irq().unwrap().completed, 1);
+    let sources: Vec<u64> = rig.list().iter().map(|entry| entry.0).collect();
+    assert_eq!(sources, [2 << 12, 3 << 12, 4 << 12]);
+}
+
+#[test]
 fn an_error_is_dealt_with_when_the_channel_has_come_to_rest() {
     let rig = rig();
     let cookie = rig.channel.submit_memcpy(Iova(0x2000), Iova(0x1000), 0x100).unwrap();

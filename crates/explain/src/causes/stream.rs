@@ -170,22 +170,23 @@ fn unmatched<M: Memory>(probe: &Probe<'_, M>, e: &Explanation, ctx: &CauseContex
             Cause::new(
                 CauseKind::WrongStreamId,
                 format!("{} was probably meant for stream {raw:#x}: {miss}", g.show()),
-                format!("put {raw:#x} into the device tree (iommus = <&smmu {raw:#x}>) in place of {:#x}", g.id),
+                format!(
+                    "put {raw:#x} into the device tree (iommus = <&smmu {raw:#x}>) in place of {:#x}",
+                    g.id
+                ),
             )
             .because_all(facts.clone()),
         );
     }
-    found.push(
-        Cause::new(
-            CauseKind::MissingStreamMapping,
-            format!("no stream match register holds stream {raw:#x}: its master has no domain"),
-            format!(
-                "give the master's node iommus = <&smmu {raw:#x}>, and check that its driver or the SMMU driver attached a domain; \
-                 masters that send several ids need all of them, or a mask"
-            ),
-        )
-        .because_all(facts),
+    let none = Cause::new(
+        CauseKind::MissingStreamMapping,
+        format!("no stream match register holds stream {raw:#x}: its master has no domain"),
+        format!(
+            "give the master's node iommus = <&smmu {raw:#x}>, and check that its driver or the SMMU driver attached a domain; \
+             masters that send several ids need all of them, or a mask"
+        ),
     );
+    found.push(if found.is_empty() { none.because_all(facts) } else { none });
     found
 }
 
@@ -201,7 +202,10 @@ fn near_miss(g: &Group, stream: StreamId, ctx: &CauseContext<'_>) -> Option<(u32
     let meant = StreamId(g.id);
     let (theirs, ours) = (zynqmp::decode(meant)?, zynqmp::decode(stream)?);
     if zynqmp::likely_meant(meant) == Some(stream) {
-        return Some((0, format!("its TBU number is {}, but this master enters through TBU {}", theirs.tbu, ours.tbu)));
+        return Some((
+            0,
+            format!("its TBU number is {}, but this master enters through TBU {}", theirs.tbu, ours.tbu),
+        ));
     }
     let master = ours.source?;
     match theirs.source {
@@ -226,7 +230,14 @@ fn near_miss(g: &Group, stream: StreamId, ctx: &CauseContext<'_>) -> Option<(u32
             let wrong: Vec<&str> = parts.iter().filter(|(d, _)| *d).map(|(_, n)| *n).collect();
             let distance = 5 + 10 * wrong.len() as u32 + differ.count_ones();
             (wrong.len() <= 2).then(|| {
-                (distance, format!("no master of this chip sends {:#x}; they differ in {}", g.id, words::list(&wrong)))
+                (
+                    distance,
+                    format!(
+                        "no master of this chip sends {:#x}; they differ in {}",
+                        g.id,
+                        words::list(&wrong)
+                    ),
+                )
             })
         }
     }
@@ -304,7 +315,8 @@ fn missing_bank<M: Memory>(
         let side = if e.secure { "non-secure" } else { "secure" };
         format!("{register}={n}, but that bank belongs to the {side} side (SCR1.NSNUMCBO)")
     };
-    let fix = format!("write the number of a bank between 0 and {} that this side owns", banks.saturating_sub(1));
+    let fix =
+        format!("write the number of a bank between 0 and {} that this side owns", banks.saturating_sub(1));
     Cause::new(CauseKind::MissingBank, what, fix).because(ctx.describe(e.from.stream))
 }
 

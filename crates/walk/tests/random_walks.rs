@@ -1,0 +1,271 @@
+//! Walks of random tables: the recorder tells exactly what was read and changes nothing, and whatever parameters and table
+//! bytes are given, a walk ends after a bounded number of reads without a panic.
+
+mod common;
+
+use std::sync::Mutex;
+
+use common::*;
+use portcullis_arch::vmsa::Granule;
+use portcullis_arch::{Attributes, Pa};
+use portcullis_bus::{BusError, Memory};
+use portcullis_walk::{
+    AccessKind, FaultKind, Flat, Nested, NoRecord, Region, Rule, Split, Stage1, Stage2, TableFormat, Trace,
+    Walked,
+};
+use proptest::prelude::*;
+
+/// Endless memory whose words follow from a seed and their address; mostly descriptors that lead somewhere.
+struct Noise {
+    seed: u64,
+    log: Mutex<Vec<(u64, u64)>>,
+}
+
+impl Noise {
+    fn new(seed: u64) -> Self {
+        Self { seed, log: Mutex::default() }
+    }
+    fn word(&self, at: u64) -> u64 {
+        let mut r = Random(self.seed ^ at.wrapping_mul(0x9e37_79b9));
+        let v = r.next();
+        match r.below(16) {
+            // Tables and pages with addresses of 40 bits, blocks, and pure noise.
+            0..=9 => v & 0x7f_ffff_f000 | 0x7c3 | v & 0xf8 << 56 & r.next() & r.next() | v & (1 << 52),
+            10..=13 => v & 0x7f_ffff_f000 | 0x7c1 | v & (1 << 52),
+            _ => v,
+        }
+    }
+}
+
+impl Memory for Noise {
+    fn read(&self, _: Pa, _: Attributes, _: &mut [u8]) -> Result<(), BusError> {
+        Err(BusError::Decode)
+    }
+    fn write(&self, _: Pa, _: Attributes, _: &[u8]) -> Result<(), BusError> {
+        Err(BusError::Decode)
+    }
+    fn load64(&self, pa: Pa, _: Attributes) -> Result<u64, BusError> {
+        let value = self.word(pa.get());
+        let refused = value.is_multiple_of(61) || pa.get() % 8 != 0;
+        self.log.lock().unwrap().push((pa.get(), if refused { 0 } else { value }));
+        if refused { Err(BusError::Decode) } else { Ok(value) }
+    }
+    fn load32(&self, pa: Pa, _: Attributes) -> Result<u32, BusError> {
+        let value = self.word(pa.get() & !7) >> (8 * (pa.get() & 4)) & 0xffff_ffff;
+        self.log.lock().unwrap().push((pa.get(), value));
+        Ok(value as u32)
+    }
+    fn cas64(&self, _: Pa, _: Attributes, _: u64, _: u64) -> Result<u64, BusError> {
+        Err(BusError::Slave)
+    }
+}
+
+const GRANULES: [Granule; 3] = [Granule::K4, Granule::K16, Granule::K64];
+
+/// What a model may pass.
+fn legal_region(r: &mut Random, format: TableFormat, stage: u8) -> Region {
+    if format == TableFormat::Short {
+        return region(r.below(1 << 18) << 14, Granule::K4, 1, 25 + r.below(8) as u8);
+    }
+    let g = if format == TableFormat::Aarch64 { r.pick(&GRANULES) } else { Granule::K4 };
+    let most: u64 = if format == TableFormat::Aarch64 { 48 } else { 32 + 8 * u64::from(stage == 2) };
+    let bits = 25 + r.below(most - 24);
+    let levels = (bits - u64::from(g.log2())).div_ceil(stride(g).into());
+    let mut start = 4 - levels as i8;
+    if stage == 2 && start < 3 && r.flip() && bits <= u64::from(shift(g, start)) + 4 {
+        start += 1;
+    }
+    let mut region = region(r.below(1 << 16) << 20, g, start, bits as u8);
+    region.flat_attributes = stage == 2 || r.below(4) == 0;
+    region
+}
+
+/// Anything at all.
+fn hostile_region(r: &mut Random) -> Region {
+    let base = r.next() >> r.below(64);
+    let mut region =
+        region(base, r.pick(&GRANULES), r.next() as i8 >> r.below(8), r.next() as u8 >> r.below(8));
+    region.flat_attributes = r.flip();
+    region
+}
+
+fn contexts(r: &mut Random, hostile: bool) -> Nested {
+    let format = r.pick(&[TableFormat::Aarch64, TableFormat::Aarch64, TableFormat::Long, TableFormat::Short]);
+    let small = |r: &mut Random| if hostile { r.next() as u8 >> r.below(8) } else { r.below(8) as u8 };
+    let one = |r: &mut Random| if hostile { hostile_region(r) } else { legal_region(r, format, 1) };
+    let regions = [r.below(8) != 0, r.flip()].map(|on| on.then(|| one(r)));
+    let bits = |i: usize| regions[i].map_or(39, |r: Region| r.input_bits);
+    let split = match if hostile { r.pick(&[0, 1, 2]) } else { [0, 1, 2][format as usize] } {
+        0 => Split::Aarch64 {
+            va_bits: if hostile { small(r) } else { r.pick(&[32, 36, 40, 42, 44, 48, 49, 64]) },
+            signed: r.flip(),
+            region_bits: if hostile { [small(r), small(r)] } else { [bits(0), bits(1)] },
+        },
+        1 => Split::Long { tsz: if hostile { [small(r), small(r)] } else { [32 - bits(0).min(32), 0] } },
+        _ => Split::Short { n: if hostile { small(r) } else { 32 - bits(0).clamp(25, 32) } },
+    };
+    let sizes = [32u8, 36, 40, 42, 44, 48];
+    let size = |r: &mut Random| if hostile { r.next() as u8 } else { r.pick(&sizes) };
+    let s1 = Stage1 {
+        format,
+        regions,
+        split,
+        output_bits: size(r),
+        mair: r.next(),
+        range_fault_level: 0,
+        affd: r.flip(),
+        wxn: r.below(4) == 0,
+        uwxn: r.below(4) == 0,
+        big_endian: r.below(16) == 0,
+        single_privilege: r.below(8) == 0,
+        tex_remap: r.flip(),
+        access_flag_enable: r.flip(),
+        secure: r.below(4) == 0,
+        secure_fetch_only: r.below(8) == 0,
+    };
+    let two = if hostile { hostile_region(r) } else { legal_region(r, TableFormat::Aarch64, 2) };
+    let s2 = Stage2 {
+        format: TableFormat::Aarch64,
+        region: (r.below(8) != 0).then_some(two),
+        input_limit_bits: size(r),
+        output_bits: size(r),
+        affd: r.flip(),
+        big_endian: r.below(16) == 0,
+        protect_walks: r.below(4) == 0,
+        range_fault_level: 0,
+    };
+    let stage = if r.flip() { 1 } else { 2 };
+    let flat = Flat { input_bits: size(r), output_bits: size(r), stage, level: 0 };
+    Nested { stage1: (r.below(8) != 0).then_some(s1), stage2: r.flip().then_some(s2), flat }
+}
+
+fn address(r: &mut Random, n: &Nested) -> u64 {
+    match r.below(4) {
+        0 => r.next(),
+        1 => r.next() >> r.below(64),
+        _ => {
+            let region = n.stage1.as_ref().and_then(|s| s.regions[0]);
+            let bits = region.map_or(32, |r| r.input_bits.clamp(1, 63));
+            r.next() & ((1 << bits) - 1)
+        }
+    }
+}
+
+/// Four levels and a level −1 of stage 1, each through five of stage 2, and five more for the output.
+const MOST_READS: usize = 5 * 6 + 5;
+
+/// Walks once with and once without a recorder and checks one against the other and both against memory's own log.
+fn walk(n: &Nested, memory: &Noise, va: u64, k: AccessKind) -> Option<Walked> {
+    memory.log.lock().unwrap().clear();
+    let plain = n.translate(memory, va, k, &mut NoRecord);
+    let reads = std::mem::take(&mut *memory.log.lock().unwrap());
+    let mut trace = Trace::default();
+    assert_eq!(plain, n.translate(memory, va, k, &mut trace));
+    assert_eq!(reads, *memory.log.lock().unwrap());
+    assert!(reads.len() <= MOST_READS);
+
+    assert_eq!(trace.steps.len(), reads.len(), "one step for each word");
+    for (step, (at, value)) in trace.steps.iter().zip(&reads) {
+        let stage1 = n.stage1.as_ref().filter(|_| step.stage == 1);
+        let swapped = stage1.map_or_else(|| n.stage2.as_ref().unwrap().big_endian, |s| s.big_endian);
+        let short = stage1.is_some_and(|s| s.format == TableFormat::Short);
+        if !matches!(step.rule, Rule::External(_)) {
+            let order = match (swapped, short) {
+                (false, _) => *value,
+                (true, false) => value.swap_bytes(),
+                (true, true) => u64::from((*value as u32).swap_bytes()),
+            };
+            assert_eq!(step.value, order);
+        }
+        if step.stage == 2 || n.stage2.is_none() {
+            assert_eq!(step.address, *at);
+        }
+    }
+    // The last word explains the outcome.
+    match (plain, trace.steps.last().map(|s| s.rule)) {
+        (Ok(_), last) => assert!(last.is_none_or(|r| matches!(r, Rule::Leaf { .. }))),
+        (Err(f), Some(Rule::AccessFlag)) => assert_eq!(f.kind, FaultKind::AccessFlag),
+        (Err(f), Some(Rule::External(_))) => assert_eq!(f.kind, FaultKind::External),
+        (Err(f), Some(Rule::AddressSize { .. })) => assert_eq!(f.kind, FaultKind::AddressSize),
+        (Err(f), Some(Rule::Invalid)) => assert_eq!(f.kind, FaultKind::Translation),
+        (Err(_), _) => {}
+    }
+    plain.ok()
+}
+
+/// The answer for one address is the answer for all of the block that a TLB would keep.
+fn check_block(n: &Nested, memory: &Noise, va: u64, k: AccessKind, w: &Walked, r: &mut Random) {
+    if n.stage1.is_none() && n.stage2.is_none() {
+        return;
+    }
+    assert!(w.size_log2 <= w.leaf_log2);
+    let inside = (1u64 << w.size_log2.min(63)) - 1;
+    for offset in [0, inside, r.next() & inside] {
+        let other = va & !inside | offset;
+        // A contiguous run is what software says it is, so the entries beside it may differ in random memory.
+        let run = trace_has_run(n, memory, va, k);
+        match n.translate(memory, other, k, &mut NoRecord) {
+            Ok(o) => {
+                assert!(run || (o.pa == w.pa & !inside | offset && o.perms == w.perms && o.attrs == w.attrs))
+            }
+            Err(f) => assert!(run, "{f:?} at {other:#x} beside {va:#x}"),
+        }
+    }
+}
+
+/// True if a leaf on the way stands for several entries that software must write alike.
+fn trace_has_run(n: &Nested, memory: &Noise, va: u64, k: AccessKind) -> bool {
+    let short = n.stage1.as_ref().is_some_and(|s| s.format == TableFormat::Short);
+    let mut trace = Trace::default();
+    let _ = n.translate(memory, va, k, &mut trace);
+    trace.steps.iter().any(|s| match s.rule {
+        Rule::Leaf { size_log2, .. } if s.stage == 1 && short => matches!(size_log2, 16 | 24),
+        Rule::Leaf { .. } => s.value >> 52 & 1 != 0,
+        _ => false,
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 20_000, failure_persistence: None, ..Default::default() })]
+
+    #[test]
+    fn what_a_recorder_hears_is_what_memory_was_asked(seed: u64) {
+        let mut r = Random(seed);
+        let n = contexts(&mut r, false);
+        let memory = Noise::new(seed);
+        for _ in 0..4 {
+            let va = address(&mut r, &n);
+            let k = kind(r.pick(&KINDS));
+            if let Some(w) = walk(&n, &memory, va, k) {
+                check_block(&n, &memory, va, k, &w, &mut r);
+            }
+        }
+    }
+
+    #[test]
+    fn hostile_parameters_neither_panic_nor_loop(seed: u64) {
+        let mut r = Random(seed);
+        let n = contexts(&mut r, true);
+        let memory = Noise::new(seed);
+        for _ in 0..4 {
+            let va = address(&mut r, &n);
+            let k = kind(r.pick(&KINDS));
+            walk(&n, &memory, va, k);
+            let _ = n.translate_stage1(&memory, va, k, &mut NoRecord);
+        }
+    }
+}
+
+#[test]
+fn the_random_walks_are_not_all_faults() {
+    let (mut ok, mut all) = (0, 0);
+    for seed in 0..2000 {
+        let mut r = Random(seed);
+        let n = contexts(&mut r, false);
+        let memory = Noise::new(seed);
+        let va = address(&mut r, &n);
+        all += 1;
+        ok += usize::from(n.translate(&memory, va, kind((false, false, true)), &mut NoRecord).is_ok());
+    }
+    assert!(ok * 10 > all, "{ok} of {all}");
+}
