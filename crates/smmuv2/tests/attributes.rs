@@ -137,7 +137,7 @@ fn with_translation_the_descriptor_speaks_and_s2cr_is_silent() {
         (1, 1, (0xf, 2, 2, 2, 0)), // the reserved SH acts as outer
         (1, 2, (0xf, 2, 2, 2, 0)),
         (2, 3, (0x1, 2, 0, 0, 0)),
-        (3, 3, (0xd, 3, 3, 3, 0)), // 0xf4: outer write-back, inner non-cacheable
+        (3, 3, (0xd, 3, 2, 2, 0)), // 0xf4: outer write-back, inner non-cacheable
     ] {
         let leaf = DATA | 3 | index << 2 | USER | sh << 8 | AF | NG;
         t.page(root, 0x1000, leaf);
@@ -173,7 +173,7 @@ fn cbar_adds_the_bypassed_stage_2() {
 
 #[test]
 fn the_stronger_of_two_stages_wins() {
-    let (r, mut t, root) = mapped((DATA - DATA) | RW);
+    let (r, mut t, root) = mapped(DATA | RW);
     let root2 = t.alloc(2);
     // Stage 1 tables and the page, where they are.
     for page in 0..16 {

@@ -102,8 +102,10 @@ impl Tcu for Unit {
         match self.state.lock().unwrap().streams.get(&from.stream.get()).cloned() {
             Some(Setting::Bypass(mask)) => Resolution::Bypass { attrs, mask },
             Some(Setting::Translate(c)) => {
-                let privileged = from.attrs.privileged();
-                let incoming = c.incoming.with_privileged(privileged);
+                let incoming = c
+                    .incoming
+                    .with_privileged(from.attrs.privileged())
+                    .with_instruction(from.attrs.instruction());
                 let same = incoming == c.incoming;
                 Resolution::Translate(if same { c } else { Arc::new(Context { incoming, ..(*c).clone() }) })
             }
