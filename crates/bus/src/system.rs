@@ -16,11 +16,6 @@ pub(crate) struct Region {
     pub(crate) ram: Ram,
 }
 
-struct Shared {
-    regions: Box<[Region]>,
-    cache: Option<CpuCache>,
-}
-
 /// How an observer relates to the CPU's caches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum View {
@@ -47,9 +42,9 @@ pub enum MapError {
 /// [`view`](SystemMemory::view) gives it other eyes.
 #[derive(Clone)]
 pub struct SystemMemory {
-    shared: Arc<Shared>,
+    regions: Arc<[Region]>,
+    cache: Option<Arc<CpuCache>>,
     view: View,
-    cached: bool,
     who: Arc<str>,
 }
 
@@ -86,24 +81,22 @@ impl SystemMemory {
                 ram.map(|ram| Region { base, ram }).ok_or(MapError::Bad(base, size))
             })
             .collect::<Result<_, _>>()?;
-        let cached = cache.is_some();
-        let shared = Arc::new(Shared { regions, cache });
-        Ok(Self { shared, view: View::Cpu, cached, who: "cpu".into() })
+        Ok(Self { regions, cache: cache.map(Arc::new), view: View::Cpu, who: "cpu".into() })
     }
 
     /// The same memory as seen by `who`, which relates to the CPU's caches as `view` says.
     pub fn view(&self, view: View, who: &str) -> Self {
-        Self { shared: self.shared.clone(), view, cached: self.cached, who: who.into() }
+        Self { regions: self.regions.clone(), cache: self.cache.clone(), view, who: who.into() }
     }
 
     /// The model of the CPU's cache, if this board has one.
     pub fn cpu_cache(&self) -> Option<&CpuCache> {
-        self.shared.cache.as_ref()
+        self.cache.as_deref()
     }
 
     /// The regions as `(base, size)`, ascending.
     pub fn regions(&self) -> impl Iterator<Item = (u64, u64)> + '_ {
-        self.shared.regions.iter().map(|r| (r.base, r.ram.len() as u64))
+        self.regions.iter().map(|r| (r.base, r.ram.len() as u64))
     }
 
     /// True if all `len` bytes at `pa` are RAM.
@@ -127,7 +120,7 @@ impl SystemMemory {
     }
 
     fn maintain(&self, pa: Pa, len: usize, clean: bool, invalidate: bool) -> u64 {
-        if let (Some(cache), Ok((region, offset))) = (&self.shared.cache, self.find(pa, len)) {
+        if let (Some(cache), Ok((region, offset))) = (&self.cache, self.find(pa, len)) {
             cache.maintain(region, offset, len, clean, invalidate);
         }
         lines_of(pa, len)
@@ -140,7 +133,7 @@ impl SystemMemory {
         if !pa.is_aligned(8) {
             return Err(BusError::Slave);
         }
-        if self.cached {
+        if self.cache.is_some() {
             return self.write(pa, Attributes::DEVICE_DEFAULT, &value.to_le_bytes());
         }
         if region.ram.store64(offset, value) { Ok(()) } else { Err(BusError::Decode) }
@@ -149,7 +142,7 @@ impl SystemMemory {
     /// Consecutive [`load64`](Memory::load64)s; the run may not cross the end of a region.
     #[inline]
     pub fn load_run(&self, pa: Pa, words: &mut [u64]) -> Result<(), BusError> {
-        if self.cached {
+        if self.cache.is_some() {
             for (i, word) in words.iter_mut().enumerate() {
                 *word = self.load64(pa.wrapping_add(8 * i as u64), Attributes::DEVICE_DEFAULT)?;
             }
@@ -163,7 +156,7 @@ impl SystemMemory {
     /// the end of a region.
     #[inline]
     pub fn store_run(&self, pa: Pa, count: usize, first: u64, step: u64) -> Result<(), BusError> {
-        if self.cached {
+        if self.cache.is_some() {
             let mut value = first;
             for i in 0..count as u64 {
                 self.store64(pa.wrapping_add(8 * i), value)?;
@@ -177,7 +170,7 @@ impl SystemMemory {
 
     #[inline]
     fn find(&self, pa: Pa, len: usize) -> Result<(&Region, usize), BusError> {
-        for region in &self.shared.regions {
+        for region in self.regions.iter() {
             let offset = pa.get().wrapping_sub(region.base);
             let size = region.ram.len() as u64;
             if offset < size && len as u64 <= size - offset {
@@ -193,7 +186,7 @@ impl SystemMemory {
 
     #[cold]
     fn before(&self, region: &Region, offset: usize, len: usize, attrs: Attributes, write: bool) {
-        if let Some(cache) = &self.shared.cache
+        if let Some(cache) = &self.cache
             && self.snoops(attrs)
         {
             cache.snoop(region, offset, len, write);
@@ -202,7 +195,7 @@ impl SystemMemory {
 
     #[cold]
     fn cached_read(&self, region: &Region, offset: usize, attrs: Attributes, buf: &mut [u8]) -> bool {
-        let Some(cache) = &self.shared.cache else { return region.ram.read(offset, buf) };
+        let Some(cache) = &self.cache else { return region.ram.read(offset, buf) };
         if self.view == View::Cpu {
             cache.cpu_read(region, offset, buf, &self.who);
             return true;
@@ -217,7 +210,7 @@ impl SystemMemory {
 
     #[cold]
     fn cached_write(&self, region: &Region, offset: usize, attrs: Attributes, buf: &[u8]) -> bool {
-        match &self.shared.cache {
+        match &self.cache {
             Some(cache) if self.view == View::Cpu => {
                 cache.cpu_write(region, offset, buf);
                 true
@@ -238,7 +231,7 @@ impl Memory for SystemMemory {
     #[inline]
     fn read(&self, pa: Pa, attrs: Attributes, buf: &mut [u8]) -> Result<(), BusError> {
         let (region, offset) = self.find(pa, buf.len())?;
-        if self.cached {
+        if self.cache.is_some() {
             return mapped(self.cached_read(region, offset, attrs, buf));
         }
         mapped(region.ram.read(offset, buf))
@@ -247,7 +240,7 @@ impl Memory for SystemMemory {
     #[inline]
     fn write(&self, pa: Pa, attrs: Attributes, buf: &[u8]) -> Result<(), BusError> {
         let (region, offset) = self.find(pa, buf.len())?;
-        if self.cached {
+        if self.cache.is_some() {
             return mapped(self.cached_write(region, offset, attrs, buf));
         }
         mapped(region.ram.write(offset, buf))
@@ -259,7 +252,7 @@ impl Memory for SystemMemory {
         if !pa.is_aligned(8) {
             return Err(BusError::Slave);
         }
-        if self.cached {
+        if self.cache.is_some() {
             let mut b = [0; 8];
             mapped(self.cached_read(region, offset, attrs, &mut b))?;
             return Ok(u64::from_le_bytes(b));
@@ -273,7 +266,7 @@ impl Memory for SystemMemory {
         if !pa.is_aligned(4) {
             return Err(BusError::Slave);
         }
-        if self.cached {
+        if self.cache.is_some() {
             let mut b = [0; 4];
             mapped(self.cached_read(region, offset, attrs, &mut b))?;
             return Ok(u32::from_le_bytes(b));
@@ -286,7 +279,7 @@ impl Memory for SystemMemory {
         if !pa.is_aligned(8) {
             return Err(BusError::Slave);
         }
-        if self.cached && self.view == View::Cpu {
+        if self.cache.is_some() && self.view == View::Cpu {
             // One CPU cluster, one cache: the read and the write below are not separated by another CPU's
             // access on a single-threaded board, which is where the cache model runs.
             let held = self.load64(pa, attrs)?;
@@ -295,7 +288,7 @@ impl Memory for SystemMemory {
             }
             return Ok(held);
         }
-        if self.cached {
+        if self.cache.is_some() {
             self.before(region, offset, 8, attrs, true);
         }
         region.ram.cas64(offset, expected, new).ok_or(BusError::Slave)
@@ -309,7 +302,7 @@ impl Memory for SystemMemory {
     ) -> Result<(), (CopySide, BusError)> {
         let (from, from_offset) = self.find(src.0, len).map_err(|e| (CopySide::Source, e))?;
         let (to, to_offset) = self.find(dst.0, len).map_err(|e| (CopySide::Destination, e))?;
-        if self.cached {
+        if self.cache.is_some() {
             let mut buf = vec![0; len];
             self.read(src.0, src.1, &mut buf).map_err(|e| (CopySide::Source, e))?;
             return self.write(dst.0, dst.1, &buf).map_err(|e| (CopySide::Destination, e));
