@@ -26,12 +26,14 @@ fn main() -> io::Result<()> {
     let mut out = String::from("pub(crate) const BOARDS: &[Board] = &[\n");
     for dtb in sorted(&boards)?.iter().filter(|p| has_extension(p, "dtb")) {
         let name = stem(dtb);
+        let scenarios = boards.join(&name);
+        let order = scenarios.join("order");
+        let order = if order.is_file() { fs::read_to_string(order)? } else { String::new() };
         let _ = writeln!(
             out,
-            "Board {{ name: {name:?}, dtb: include_bytes!({:?}), scenarios: &[",
+            "Board {{ name: {name:?}, dtb: include_bytes!({:?}), order: {order:?}, scenarios: &[",
             dtb.display().to_string()
         );
-        let scenarios = boards.join(&name);
         if scenarios.is_dir() {
             println!("cargo::rerun-if-changed={}", scenarios.display());
             for script in sorted(&scenarios)?.iter().filter(|p| has_extension(p, "rhai")) {

@@ -248,6 +248,17 @@ impl Attributes {
             .with_non_secure(axprot & 2 != 0)
             .with_instruction(axprot & 4 != 0)
     }
+    /// The bits that tables never decide alone: non-secure, privileged, instruction.
+    #[inline]
+    pub const fn security_privilege_bits(self) -> u32 {
+        self.0 & 0x7000
+    }
+    /// With these of the [`security_privilege_bits`](Self::security_privilege_bits) set as well: what a transaction adds
+    /// to the attributes of a leaf. A non-secure transaction stays non-secure whatever the leaf says.
+    #[inline]
+    pub const fn or_bits(self, bits: u32) -> Self {
+        Self(self.0 | bits & 0x7000)
+    }
     const fn field(self, shift: u32, mask: u32, value: u32) -> Self {
         Self(self.0 & !(mask << shift) | (value & mask) << shift)
     }

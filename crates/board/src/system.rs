@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use portcullis_arch::{Iova, StreamId};
+use portcullis_arch::{Iova, Pa, StreamId};
 use portcullis_drivers::ops::{IommuOps, StreamMatch};
 use portcullis_drivers::smmuv2::{self, ProbeError};
 use portcullis_drivers::zdma::{self, DescriptorPool, POOL_BYTES, ZdmaError};
@@ -18,7 +18,7 @@ use portcullis_iommu::{DefaultDomain, DeviceId, Domain, FwSpec, InstanceId, Iomm
 use thiserror::Error;
 
 use crate::machine::Streams;
-use crate::sim::{Clock, EngineKind, Machine, Memory, Registers, Stuck};
+use crate::sim::{Clock, EngineKind, EngineSlot, Machine, Memory, Registers, Stuck};
 
 /// The SMMU driver on a board.
 pub type Smmu = smmuv2::SmmuV2<Registers, Memory, Clock>;
@@ -38,8 +38,13 @@ pub struct BootOptions {
 #[derive(Debug, Error)]
 pub enum BootError {
     /// The SMMU refused.
-    #[error("smmu: {0}")]
-    Probe(#[from] ProbeError),
+    #[error("{path}: {error}")]
+    Probe {
+        /// Its node.
+        path: String,
+        /// Why.
+        error: ProbeError,
+    },
     /// A device could not be entered.
     #[error("{device}: {error}")]
     Device {
@@ -93,11 +98,21 @@ pub struct Writer {
     pub driver: plwriter::PlWriter<Registers>,
 }
 
+/// An SMMU with its driver.
+pub struct BoundSmmu {
+    /// Index in [`MachineDescription::smmus`](crate::MachineDescription::smmus).
+    pub index: usize,
+    /// Its instance at the IOMMU core.
+    pub instance: InstanceId,
+    /// The driver.
+    pub driver: Arc<Smmu>,
+}
+
 /// A booted board.
 pub struct System {
     machine: Arc<Machine>,
     core: IommuCore,
-    smmu: Option<(InstanceId, Arc<Smmu>)>,
+    smmus: Vec<BoundSmmu>,
     channels: Vec<Channel>,
     writers: Vec<Writer>,
 }
@@ -114,14 +129,15 @@ impl System {
     /// Names the device that did not come up.
     pub fn boot(machine: Arc<Machine>, options: &BootOptions) -> Result<Self, BootError> {
         let core = IommuCore::new(options.default_domain);
-        let mut smmu = None;
-        if let (Some(registers), Some((_, node))) = (machine.smmu_registers(), machine.description().smmu()) {
+        let mut smmus = Vec::new();
+        for slot in machine.smmus() {
+            let Some(node) = machine.description().smmus.get(slot.index) else { continue };
             let compatible = match node.kind {
                 crate::compatible::Kind::Mmu500 => "arm,mmu-500",
                 _ => "arm,smmu-v2",
             };
             let driver = Smmu::probe(
-                registers,
+                machine.registers_of(slot),
                 machine.dma_memory(),
                 machine.clock(),
                 smmuv2::Options {
@@ -129,12 +145,13 @@ impl System {
                     coherent_walk: Some(node.dma_coherent),
                     ..smmuv2::Options::new(node.region.size, compatible)
                 },
-            )?;
+            )
+            .map_err(|error| BootError::Probe { path: node.node.path.clone(), error })?;
             let driver = Arc::new(driver);
             let instance = core.register(&node.node.name, driver.clone());
-            smmu = Some((instance, driver));
+            smmus.push(BoundSmmu { index: slot.index, instance, driver });
         }
-        let mut system = Self { machine, core, smmu, channels: Vec::new(), writers: Vec::new() };
+        let mut system = Self { machine, core, smmus, channels: Vec::new(), writers: Vec::new() };
         for name in options.streams.keys() {
             if system.machine.engine(name).is_none() {
                 return Err(BootError::UnknownDevice(name.clone()));
@@ -149,13 +166,13 @@ impl System {
         let memory = machine.dma_memory();
         for (slot, engine) in machine.engines().iter().enumerate() {
             let registers = machine.engine_registers(engine);
-            let streams = self.streams_of(&engine.path, options.streams.get(&*engine.name));
+            let streams = self.streams_of(engine, options.streams.get(&*engine.name));
             let mut pool = None;
             if matches!(engine.engine, EngineKind::Zdma(_)) {
                 let no_memory = || BootError::NoMemory { channel: engine.name.to_string() };
                 pool = Some(memory.alloc(POOL_BYTES, 4096).ok_or_else(no_memory)?);
             }
-            let device = self.enter(&engine.name, &streams)?;
+            let device = self.enter(engine, &streams)?;
             match pool {
                 Some(block) => {
                     let pool = DescriptorPool { block, iova: Iova(block.pa.get()) };
@@ -174,8 +191,8 @@ impl System {
         Ok(())
     }
 
-    /// The streams that software believes a device has.
-    fn streams_of(&self, path: &str, instead: Option<&Vec<u32>>) -> Vec<StreamMatch> {
+    /// The streams that software believes a device has at the SMMU in front of it.
+    fn streams_of(&self, engine: &EngineSlot, instead: Option<&Vec<u32>>) -> Vec<StreamMatch> {
         if let Some(ids) = instead {
             return ids.iter().map(|id| StreamMatch::exact(*id)).collect();
         }
@@ -186,20 +203,21 @@ impl System {
             .iter()
             .map(|c| (&c.node.path, &c.streams))
             .chain(d.pl_writers.iter().map(|w| (&w.node.path, &w.streams)))
-            .find(|(p, _)| *p == path)
+            .find(|(path, _)| **path == engine.path)
             .map_or(&none, |(_, s)| s);
-        streams.declared.iter().map(|s| StreamMatch::masked(s.id.get(), s.mask)).collect()
+        let here = streams.declared.iter().filter(|s| Some(s.smmu) == engine.smmu);
+        here.map(|s| StreamMatch::masked(s.id.get(), s.mask)).collect()
     }
 
-    /// Enters a device, if software knows streams of it.
-    fn enter(&self, name: &str, streams: &[StreamMatch]) -> Result<Option<DeviceId>, BootError> {
-        let Some((instance, _)) = &self.smmu else { return Ok(None) };
+    /// Enters a device, if an SMMU is in front of it and software knows streams of it.
+    fn enter(&self, engine: &EngineSlot, streams: &[StreamMatch]) -> Result<Option<DeviceId>, BootError> {
+        let Some(smmu) = self.smmus.iter().find(|s| Some(s.index) == engine.smmu) else { return Ok(None) };
         if streams.is_empty() {
             return Ok(None);
         }
         let spec = FwSpec { streams: streams.to_vec() };
-        let device = self.core.add_device(name, *instance, &spec, &[]);
-        device.map(Some).map_err(|error| BootError::Device { device: name.to_string(), error })
+        let device = self.core.add_device(&engine.name, smmu.instance, &spec, &[]);
+        device.map(Some).map_err(|error| BootError::Device { device: engine.name.to_string(), error })
     }
 
     /// The hardware.
@@ -210,9 +228,13 @@ impl System {
     pub fn core(&self) -> &IommuCore {
         &self.core
     }
-    /// The SMMU's instance at the core and its driver.
+    /// The SMMU's instance at the core and its driver; the first of several.
     pub fn smmu(&self) -> Option<(InstanceId, &Arc<Smmu>)> {
-        self.smmu.as_ref().map(|(i, d)| (*i, d))
+        self.smmus.first().map(|s| (s.instance, &s.driver))
+    }
+    /// All SMMUs in use, in the order of [`Machine::smmus`].
+    pub fn smmus(&self) -> &[BoundSmmu] {
+        &self.smmus
     }
     /// The DMA channels.
     pub fn channels(&self) -> &[Channel] {
@@ -254,8 +276,15 @@ impl System {
         if domain.iova_to_phys(pool.iova).is_some() {
             return Ok(());
         }
-        let len = (pool.block.len as u64).next_multiple_of(4096);
-        domain.map(pool.iova, pool.block.pa, len, Prot::READ.noexec())
+        let pages = domain.ops().page_sizes();
+        let page = 1u64 << pages.trailing_zeros().min(63);
+        let (first, end) = (pool.iova.get() & !(page - 1), pool.iova.get() + pool.block.len as u64);
+        let len = (end - first).next_multiple_of(page);
+        let prot = Prot::READ.noexec();
+        // A channel that snoops writes its lists without cleaning them, so its fetches have to stay cacheable.
+        let coherent = self.machine.engines().get(channel.slot).is_some_and(|e| e.coherent);
+        let prot = if coherent { prot.cached() } else { prot };
+        domain.map(Iova(first), Pa(pool.block.pa.get() & !(page - 1)), len, prot)
     }
 
     /// Lets engines work and interrupts be handled until nothing moves.
@@ -276,10 +305,10 @@ impl System {
     pub fn take_interrupts(&self) -> usize {
         let mut handled = 0;
         for line in self.machine.tracer().lines().pending() {
-            if self.machine.smmu_interrupts().contains(&line)
-                && let Some((instance, _)) = &self.smmu
-            {
-                handled += self.core.handle_irq(*instance).unwrap_or(0);
+            for (slot, smmu) in self.machine.smmus().iter().zip(&self.smmus) {
+                if slot.interrupts.contains(&line) {
+                    handled += self.core.handle_irq(smmu.instance).unwrap_or(0);
+                }
             }
             for channel in self.channels.iter().filter(|c| c.interrupt == Some(line)) {
                 handled += usize::from(channel.driver.handle_irq().is_some());
@@ -288,11 +317,12 @@ impl System {
         handled
     }
 
-    /// What the SMMU can do, in a line.
+    /// What the SMMUs can do, in a line each.
     pub fn describe(&self) -> String {
-        match &self.smmu {
-            Some((_, driver)) => IommuOps::describe(&**driver),
-            None => "no SMMU in use: devices reach memory directly".to_string(),
+        if self.smmus.is_empty() {
+            return "no SMMU in use: devices reach memory directly".to_string();
         }
+        let one = |s: &BoundSmmu| IommuOps::describe(&*s.driver);
+        self.smmus.iter().map(one).collect::<Vec<_>>().join("\n")
     }
 }

@@ -72,6 +72,8 @@ struct State {
     order: VecDeque<u64>,
     reports: Vec<StaleRead>,
     lost_reports: u64,
+    /// How many lookers are inside [`CpuCache::unreported`].
+    quiet: u32,
 }
 
 /// The data cache of a CPU cluster, shared by all its cores.
@@ -101,36 +103,43 @@ impl CpuCache {
         self.lock().lines.len()
     }
 
-    pub(crate) fn cpu_read(&self, region: &Region, offset: usize, buf: &mut [u8], reader: &Arc<str>) {
+    /// The CPU reads through the cache. `all` is the whole of memory: room is made by writing back whatever is oldest.
+    pub(crate) fn cpu_read(
+        &self,
+        all: &[Region],
+        region: &Region,
+        offset: usize,
+        buf: &mut [u8],
+        reader: &Arc<str>,
+    ) {
         let mut s = self.lock();
-        for_lines(region, offset, buf.len(), |line, at, range| {
-            let out = &mut buf[range];
-            s.fill(line, region, self.capacity);
-            let Some(l) = s.lines.get(&line) else { return };
-            out.copy_from_slice(&l.data[at..at + out.len()]);
-            let mut memory = [0; LINE as usize];
-            read_line(region, line, &mut memory);
-            for (i, byte) in memory.iter_mut().enumerate() {
-                if l.dirty >> i & 1 != 0 {
-                    *byte = l.data[i];
-                }
-            }
-            let data = l.data;
-            s.compare(reader, line, at..at + out.len(), &data, &memory, Maintenance::Invalidate);
-        });
+        s.read(self.capacity, all, region, offset, buf, reader);
     }
 
-    pub(crate) fn cpu_write(&self, region: &Region, offset: usize, buf: &[u8]) {
+    /// The CPU writes into the cache.
+    pub(crate) fn cpu_write(&self, all: &[Region], region: &Region, offset: usize, buf: &[u8]) {
         let mut s = self.lock();
-        for_lines(region, offset, buf.len(), |line, at, range| {
-            let bytes = &buf[range];
-            s.fill(line, region, self.capacity);
-            let Some(l) = s.lines.get_mut(&line) else { return };
-            l.data[at..at + bytes.len()].copy_from_slice(bytes);
-            l.dirty |= mask(at, bytes.len());
-        });
+        s.write(self.capacity, all, region, offset, buf);
     }
 
+    /// The CPU replaces an aligned word by `new` if it holds `expected`, in one piece; gives what it held.
+    pub(crate) fn cpu_cas64(
+        &self,
+        all: &[Region],
+        region: &Region,
+        offset: usize,
+        (expected, new): (u64, u64),
+        reader: &Arc<str>,
+    ) -> u64 {
+        let mut s = self.lock();
+        let mut word = [0; 8];
+        s.read(self.capacity, all, region, offset, &mut word, reader);
+        let held = u64::from_le_bytes(word);
+        if held == expected {
+            s.write(self.capacity, all, region, offset, &new.to_le_bytes());
+        }
+        held
+    }
     /// A device that does not look into the cache reads `buf` from memory: were there newer bytes here?
     pub(crate) fn check_device_read(&self, region: &Region, offset: usize, buf: &[u8], reader: &Arc<str>) {
         let mut s = self.lock();
@@ -153,18 +162,45 @@ impl CpuCache {
         });
     }
 
-    /// A coherent master is about to access memory: dirty lines go to memory first, and on a write they go away.
-    pub(crate) fn snoop(&self, region: &Region, offset: usize, len: usize, write: bool) {
+    /// A coherent master has read `buf` from memory: what the CPU wrote since is put in its place.
+    pub(crate) fn snoop_read(&self, region: &Region, offset: usize, buf: &mut [u8]) {
+        let s = self.lock();
+        if s.lines.is_empty() {
+            return;
+        }
+        for_lines(region, offset, buf.len(), |line, at, range| {
+            let Some(l) = s.lines.get(&line) else { return };
+            for (i, byte) in (at..).zip(&mut buf[range]) {
+                if l.dirty >> i & 1 != 0 {
+                    *byte = l.data[i];
+                }
+            }
+        });
+    }
+
+    /// A coherent master is about to write to memory: dirty lines go there first, and all lines go away.
+    pub(crate) fn snoop_write(&self, region: &Region, offset: usize, len: usize) {
         let mut s = self.lock();
         if s.lines.is_empty() {
             return;
         }
         for_lines(region, offset, len, |line, _, _| {
             s.clean_line(line, region);
-            if write {
-                s.lines.remove(&line);
-            }
+            s.lines.remove(&line);
         });
+    }
+
+    /// Runs `look` without reports of stale reads: for whoever looks at what hardware would read, but has not read.
+    pub fn unreported<R>(&self, look: impl FnOnce() -> R) -> R {
+        struct Loud<'a>(&'a CpuCache);
+        impl Drop for Loud<'_> {
+            fn drop(&mut self) {
+                self.0.lock().quiet -= 1;
+            }
+        }
+        self.lock().quiet += 1;
+        let _until_here = Loud(self);
+        look()
     }
 
     pub(crate) fn maintain(&self, region: &Region, offset: usize, len: usize, clean: bool, invalidate: bool) {
@@ -181,20 +217,54 @@ impl CpuCache {
 }
 
 impl State {
-    fn fill(&mut self, line: u64, region: &Region, capacity: usize) {
+    fn read(
+        &mut self,
+        capacity: usize,
+        all: &[Region],
+        region: &Region,
+        offset: usize,
+        buf: &mut [u8],
+        reader: &Arc<str>,
+    ) {
+        for_lines(region, offset, buf.len(), |line, at, range| {
+            let out = &mut buf[range];
+            self.fill(line, region, all, capacity);
+            let Some(l) = self.lines.get(&line) else { return };
+            out.copy_from_slice(&l.data[at..at + out.len()]);
+            let mut memory = [0; LINE as usize];
+            read_line(region, line, &mut memory);
+            for (i, byte) in memory.iter_mut().enumerate() {
+                if l.dirty >> i & 1 != 0 {
+                    *byte = l.data[i];
+                }
+            }
+            let data = l.data;
+            self.compare(reader, line, at..at + out.len(), &data, &memory, Maintenance::Invalidate);
+        });
+    }
+
+    fn write(&mut self, capacity: usize, all: &[Region], region: &Region, offset: usize, buf: &[u8]) {
+        for_lines(region, offset, buf.len(), |line, at, range| {
+            let bytes = &buf[range];
+            self.fill(line, region, all, capacity);
+            let Some(l) = self.lines.get_mut(&line) else { return };
+            l.data[at..at + bytes.len()].copy_from_slice(bytes);
+            l.dirty |= mask(at, bytes.len());
+        });
+    }
+
+    /// Brings a line in, and makes room for it.
+    fn fill(&mut self, line: u64, region: &Region, all: &[Region], capacity: usize) {
         if self.lines.contains_key(&line) {
             return;
         }
         while self.lines.len() >= capacity {
             let Some(oldest) = self.order.pop_front() else { break };
-            if oldest >= region.base && oldest - region.base < region.ram.len() as u64 {
-                self.clean_line(oldest, region);
-                self.lines.remove(&oldest);
-            } else {
-                // A line of another region: keep it, it is written back when that region is touched.
-                self.order.push_back(oldest);
-                break;
+            let inside = |r: &&Region| oldest >= r.base && oldest - r.base < r.ram.len() as u64;
+            if let Some(owner) = all.iter().find(inside) {
+                self.clean_line(oldest, owner);
             }
+            self.lines.remove(&oldest);
         }
         let mut data = [0; LINE as usize];
         read_line(region, line, &mut data);
@@ -227,6 +297,9 @@ impl State {
         current: &[u8; LINE as usize],
         missing: Maintenance,
     ) {
+        if self.quiet > 0 {
+            return;
+        }
         let Some(i) = range.clone().find(|&i| seen[i] != current[i]) else { return };
         let word = i & !7;
         let get = |b: &[u8; LINE as usize]| {

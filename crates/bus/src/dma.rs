@@ -1,6 +1,6 @@
 //! DMA as an engine issues it: who asks, through which port, and what can come back.
 
-use portcullis_arch::{Attributes, Iova, StreamId, SubstreamId};
+use portcullis_arch::{Attributes, Iova, Pa, StreamId, SubstreamId};
 use thiserror::Error;
 
 use crate::memory::BusError;
@@ -150,20 +150,64 @@ impl<M: crate::Memory> DirectPort<M> {
     pub fn new(memory: M) -> Self {
         Self { memory }
     }
+
+    /// Transfers `len` bytes at `addr`: in one piece if memory takes it, or else up to the 4 KiB boundary (which no AXI burst
+    /// crosses) where it is refused.
+    fn transfer(
+        &mut self,
+        addr: Iova,
+        len: usize,
+        mut access: impl FnMut(&M, Pa, std::ops::Range<usize>) -> Result<(), BusError>,
+    ) -> Result<(), DmaError> {
+        let mut done = 0;
+        let mut end = len;
+        while done < len {
+            let pa = Pa(addr.get().wrapping_add(done as u64));
+            match access(&self.memory, pa, done..end) {
+                Ok(()) => (done, end) = (end, len),
+                Err(e) => {
+                    let boundary = done + 4096 - (pa.get() & 4095) as usize;
+                    if end <= boundary {
+                        return Err(DmaError { done, fault: e.into() });
+                    }
+                    end = boundary;
+                }
+            }
+        }
+        Ok(())
+    }
 }
 
 impl<M: crate::Memory> DmaPort for DirectPort<M> {
     fn read(&mut self, from: Initiator, addr: Iova, buf: &mut [u8]) -> Result<(), DmaError> {
-        self.memory
-            .read(addr.get().into(), from.attrs, buf)
-            .map_err(|e| DmaError { done: 0, fault: e.into() })
+        self.transfer(addr, buf.len(), |memory, pa, range| memory.read(pa, from.attrs, &mut buf[range]))
     }
     fn write(&mut self, from: Initiator, addr: Iova, buf: &[u8]) -> Result<(), DmaError> {
-        self.memory
-            .write(addr.get().into(), from.attrs, buf)
-            .map_err(|e| DmaError { done: 0, fault: e.into() })
+        self.transfer(addr, buf.len(), |memory, pa, range| memory.write(pa, from.attrs, &buf[range]))
     }
     fn stall_state(&mut self, _: StallTag) -> StallState {
         StallState::Terminated { abort: true }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Memory, SystemMemory};
+
+    #[test]
+    fn what_lies_before_the_end_of_memory_is_transferred() {
+        let memory = SystemMemory::new(&[(0x1000, 0x3000)]).unwrap();
+        let from = Initiator::new(StreamId(0));
+        let mut port = DirectPort::new(memory.clone());
+        let refused = |done| Err(DmaError { done, fault: BusError::Decode.into() });
+        assert_eq!(port.write(from, Iova(0x1ff0), &[7; 0x3000]), refused(0x2010));
+        let mut last = [0; 1];
+        memory.read(Pa(0x3fff), from.attrs, &mut last).unwrap();
+        assert_eq!(last, [7]);
+        assert_eq!(port.read(from, Iova(0xfff), &mut [0; 2]), refused(0));
+        assert_eq!(port.read(from, Iova(u64::MAX), &mut [0; 2]), refused(0));
+        let copied = port.copy((from, Iova(0x1000)), (from, Iova(0x3f80)), 0x100);
+        assert_eq!(copied.map_err(|e| (e.side, e.error.done)), Err((CopySide::Destination, 0x80)));
     }
 }

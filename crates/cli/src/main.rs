@@ -8,16 +8,22 @@ mod output;
 mod scenario;
 mod shipped;
 
+use std::cell::RefCell;
+use std::fs::File;
+use std::io::{self, BufWriter, Write as _};
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::rc::Rc;
 
 use clap::{Parser, Subcommand};
+use portcullis_board::sim::{Event, Machine, Options};
 use portcullis_board::{MachineDescription, TreeError, protect_overlay, report};
 use serde::Serialize;
 
 use crate::output::human::Human;
 use crate::output::json::Json;
 use crate::output::perfetto::Trace;
-use crate::output::{Item, Sink};
+use crate::output::{Item, Output, Sink};
 use crate::scenario::{Settings, Verdict};
 use crate::shipped::{BOARDS, ChooseError, choose};
 
@@ -48,7 +54,7 @@ enum Command {
         explain: bool,
         /// Write every register access and transaction to a file that Perfetto's viewer opens.
         #[arg(long, value_name = "FILE")]
-        trace: Option<std::path::PathBuf>,
+        trace: Option<PathBuf>,
     },
     /// List the shipped boards.
     Boards {
@@ -114,16 +120,30 @@ fn main() -> ExitCode {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::from(1),
         Err(BadInput(message)) => {
-            anstream::eprintln!("portcullis: {message}");
+            // If standard error cannot be written either, the exit code has to do.
+            let _ = writeln!(anstream::stderr(), "portcullis: {message}");
             ExitCode::from(2)
         }
     }
 }
 
+/// The result of writing to standard output. A closed pipe is no error: whoever closed it has seen enough.
+fn printed(result: io::Result<()>) -> Result<(), BadInput> {
+    match result {
+        Err(e) if e.kind() != io::ErrorKind::BrokenPipe => Err(BadInput(format!("standard output: {e}"))),
+        _ => Ok(()),
+    }
+}
+
+fn print(text: &str) -> Result<bool, BadInput> {
+    let mut out = anstream::stdout().lock();
+    printed(out.write_all(text.as_bytes()).and_then(|()| out.flush()))?;
+    Ok(true)
+}
+
 fn print_json(value: &impl Serialize) -> Result<bool, BadInput> {
     let text = serde_json::to_string_pretty(value).map_err(|e| BadInput(e.to_string()))?;
-    anstream::println!("{text}");
-    Ok(true)
+    print(&(text + "\n"))
 }
 
 fn run(
@@ -132,7 +152,7 @@ fn run(
     protect: &[String],
     json: bool,
     explain: bool,
-    trace_file: Option<&std::path::Path>,
+    trace_file: Option<&Path>,
 ) -> Result<bool, BadInput> {
     let mut chosen = choose(board)?;
     for node in protect {
@@ -140,27 +160,22 @@ fn run(
     }
     let scenarios = chosen.select(names)?;
     if scenarios.is_empty() {
-        return Err(BadInput(format!("{board} has no scenarios; name a .rhai file")));
+        return Err(BadInput(format!("{board} has no scenarios of its own; name a .rhai file")));
     }
     let description = MachineDescription::from_tree(&chosen.tree)?;
-    // Open it before the work, so that a path that cannot be written is known at once.
-    let file = match trace_file {
-        Some(path) => {
-            let file =
-                std::fs::File::create(path).map_err(|e| BadInput(format!("{}: {e}", path.display())))?;
-            Some((path, file))
-        }
-        None => None,
-    };
-    let mut sink: Box<dyn Sink> = if json { Box::new(Json) } else { Box::new(Human::default()) };
-    let mut trace = Trace::default();
+    // A board that cannot be built is bad input, not a scenario that fails.
+    Machine::build(description.clone(), Options::default()).map_err(|e| BadInput(format!("{board}: {e}")))?;
+    let settings = Settings { description, explain, trace: trace_file.is_some() };
+    // Opened before the work, so that a path that cannot be written is known at once.
+    let mut trace = trace_file.map(TraceFile::create).transpose()?;
+
+    let sink: Box<dyn Sink> = if json { Box::new(Json) } else { Box::new(Human::new(explain)) };
+    let output = Rc::new(RefCell::new(Output::new(sink)));
     let (mut passed, mut failed) = (0, Vec::new());
     for scenario in &scenarios {
-        let settings = Settings { description: description.clone(), explain, registers: file.is_some() };
-        let (verdict, back, events) = scenario::run(scenario, settings, sink);
-        sink = back;
-        if file.is_some() {
-            trace.add(&scenario.name, &events);
+        let (verdict, events) = scenario::run(scenario, settings.clone(), &output);
+        if let Some(trace) = &mut trace {
+            trace.add(&scenario.name, &events)?;
         }
         match verdict {
             Verdict::Passed => passed += 1,
@@ -168,46 +183,66 @@ fn run(
         }
     }
     let good = failed.is_empty();
-    sink.emit(&Item::Summary { board: chosen.name, passed, failed });
-    if let Some((path, mut file)) = file {
-        use std::io::Write as _;
-        let written = file.write_all(trace.finish().as_bytes());
-        written.map_err(|e| BadInput(format!("{}: {e}", path.display())))?;
+    output.borrow_mut().emit(&Item::Summary { board: chosen.name, passed, failed });
+    if let Some(trace) = trace {
+        trace.finish()?;
     }
+    let result = output.borrow_mut().finish();
+    printed(result)?;
     Ok(good)
 }
 
+/// A trace with the name of its file, for messages.
+struct TraceFile<'a> {
+    path: &'a Path,
+    trace: Trace<BufWriter<File>>,
+}
+
+impl<'a> TraceFile<'a> {
+    fn create(path: &'a Path) -> Result<Self, BadInput> {
+        let file = File::create(path).map_err(|e| Self::failed(path, e))?;
+        let trace = Trace::new(BufWriter::new(file)).map_err(|e| Self::failed(path, e))?;
+        Ok(Self { path, trace })
+    }
+
+    fn failed(path: &Path, error: io::Error) -> BadInput {
+        BadInput(format!("cannot write {}: {error}", path.display()))
+    }
+
+    fn add(&mut self, scenario: &str, events: &[Event]) -> Result<(), BadInput> {
+        self.trace.add(scenario, events).map_err(|e| Self::failed(self.path, e))
+    }
+
+    fn finish(self) -> Result<(), BadInput> {
+        self.trace.finish().map(|_| ()).map_err(|e| Self::failed(self.path, e))
+    }
+}
+
 fn boards(json: bool) -> Result<bool, BadInput> {
-    let mut list = Vec::new();
+    let (mut list, mut text) = (Vec::new(), String::new());
     for board in BOARDS {
         let chosen = choose(board.name)?;
         let description = MachineDescription::from_tree(&chosen.tree)?;
+        let scenarios = board.scenarios.len();
+        text += &format!("{:<20} {} ({scenarios} scenarios)\n", board.name, description.model);
         list.push(serde_json::json!({
             "name": board.name,
             "model": description.model,
-            "scenarios": board.scenarios.len(),
+            "scenarios": scenarios,
         }));
-        if !json {
-            let n = board.scenarios.len();
-            anstream::println!("{:<20} {} ({n} scenarios)", board.name, description.model);
-        }
     }
-    if json { print_json(&list) } else { Ok(true) }
+    if json { print_json(&list) } else { print(&text) }
 }
 
 fn scenarios(board: &str, json: bool) -> Result<bool, BadInput> {
     let chosen = choose(board)?;
-    let about = |s: &shipped::Scenario| {
-        let (title, about) = s.about();
-        serde_json::json!({ "name": s.name, "title": title, "about": about })
-    };
-    if json {
-        return print_json(&chosen.scenarios.iter().map(about).collect::<Vec<_>>());
-    }
+    let (mut list, mut text) = (Vec::new(), String::new());
     for s in &chosen.scenarios {
-        anstream::println!("{:<20} {}", s.name, s.about().0);
+        let (title, about) = s.about();
+        text += &format!("{:<20} {title}\n", s.name);
+        list.push(serde_json::json!({ "name": s.name, "title": title, "about": about }));
     }
-    Ok(true)
+    if json { print_json(&list) } else { print(&text) }
 }
 
 fn machine(board: &str, protect: Option<&str>, json: bool) -> Result<bool, BadInput> {
@@ -215,18 +250,10 @@ fn machine(board: &str, protect: Option<&str>, json: bool) -> Result<bool, BadIn
     let description = MachineDescription::from_tree(&chosen.tree)?;
     if let Some(node) = protect {
         let overlay = protect_overlay(&description, node)?;
-        if json {
-            return print_json(&serde_json::json!({ "overlay": overlay }));
-        }
-        anstream::print!("{overlay}");
-        return Ok(true);
+        return if json { print_json(&serde_json::json!({ "overlay": overlay })) } else { print(&overlay) };
     }
     let report = report::report(&description);
-    if json {
-        return print_json(&report);
-    }
-    anstream::print!("{report}");
-    Ok(true)
+    if json { print_json(&report) } else { print(&report.to_string()) }
 }
 
 fn bench(filter: &str, json: bool) -> Result<bool, BadInput> {
@@ -238,9 +265,5 @@ fn bench(filter: &str, json: bool) -> Result<bool, BadInput> {
         )));
     }
     let figures = bench::run(filter);
-    if json {
-        return print_json(&figures);
-    }
-    anstream::print!("{}", bench::table(&figures));
-    Ok(true)
+    if json { print_json(&figures) } else { print(&bench::table(&figures)) }
 }

@@ -34,12 +34,15 @@ pub struct PlWriterConfig {
     pub port_base: StreamId,
     /// AxPROT as the design ties it: bit 0 privileged, bit 1 non-secure, bit 2 instruction.
     pub axprot: u8,
+    /// AXI ID after reset (6 bits).
+    pub axi_id: u8,
 }
 
 impl PlWriterConfig {
-    /// A writer at the port whose AXI ID 0 is `port_base`, with AxPROT = 0b010 (unprivileged, non-secure, data).
+    /// A writer at the port whose AXI ID 0 is `port_base`, with AxPROT = 0b010 (unprivileged, non-secure, data) and AXI
+    /// ID 0 after reset.
     pub const fn new(port_base: StreamId) -> Self {
-        Self { port_base, axprot: 0b010 }
+        Self { port_base, axprot: 0b010, axi_id: 0 }
     }
 }
 
@@ -54,6 +57,10 @@ struct Settings {
 }
 
 impl Settings {
+    fn reset(config: &PlWriterConfig) -> Self {
+        Self { axi_id: u32::from(config.axi_id) & AXI_ID_MASK, ..Self::default() }
+    }
+
     fn field(&mut self, offset: u32) -> Option<&mut u32> {
         Some(match offset {
             reg::DESTINATION_LOW => &mut self.destination_low,
@@ -98,7 +105,7 @@ pub struct PlWriter {
 impl PlWriter {
     /// A writer after reset, which reaches memory through `port`.
     pub fn new(config: PlWriterConfig, port: Box<dyn DmaPort>) -> Self {
-        Self { config, port, settings: Settings::default(), status: Status::new(), write: None }
+        Self { config, port, settings: Settings::reset(&config), status: Status::new(), write: None }
     }
 
     /// What the writer was built with.
@@ -227,7 +234,7 @@ impl Engine for PlWriter {
     }
 
     fn reset(&mut self) {
-        self.settings = Settings::default();
+        self.settings = Settings::reset(&self.config);
         self.status = Status::new();
         self.write = None;
     }

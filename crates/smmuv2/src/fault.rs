@@ -2,17 +2,15 @@
 
 use portcullis_arch::smmuv2::{CbType, Fsr, Fsynr0, Gfsr, Gfsynr0, Sctlr};
 use portcullis_arch::{Access, StreamId};
-use portcullis_bus::{Initiator, StallTag};
+use portcullis_bus::Initiator;
 use portcullis_walk::{Context, Fault, FaultKind, FaultOutcome};
 
 use crate::config::Config;
 use crate::context::kind_of;
 use crate::decide::{GlobalFault, non_secure_input};
 use crate::global::stream_mask;
-use crate::state::{Regs, Stall};
-
-/// Stalled transactions that an SMMU remembers at most; beyond that they are terminated.
-pub(crate) const MAX_STALLS: usize = 1 << 16;
+use crate::stall::Fate;
+use crate::state::Regs;
 
 /// Where a fault came from: a client's transaction, or an address translation operation, which never stalls.
 #[derive(Clone, Copy)]
@@ -84,7 +82,7 @@ pub(crate) fn context(
     let at = if fault.stage == 2 && nested { usize::from(cbar.s2_cbndx()) } else { first };
     let sctlr = regs.sctlr(config, at);
     let (hupcf, cfcfg) = (sctlr.hupcf(), sctlr.cfcfg());
-    let may_wait = !operation && make_room(regs);
+    let may_wait = !operation && regs.stalls.has_room();
     let ns_input = non_secure_input(config, regs, from);
     let Some(bank) = regs.banks.get_mut(at) else { return FaultOutcome::Terminate { abort: true } };
     let (empty, ss) = (bank.fsr == 0, bank.fsr().ss());
@@ -122,33 +120,15 @@ pub(crate) fn context(
     let stalls = if empty { cfcfg } else { behind || (cfcfg && hupcf) };
     if stalls && may_wait {
         bank.fsr = bank.fsr().with_ss(true).into_bits();
-        return FaultOutcome::Stall(wait(regs, at as u8, !behind));
+        return FaultOutcome::Stall(regs.stalls.wait(at as u8, !behind));
     }
     FaultOutcome::Terminate { abort: sctlr.cfre() || (!empty && !ss && cfcfg) }
 }
 
-/// Parks a transaction in `bank`.
-pub(crate) fn wait(regs: &mut Regs, bank: u8, recorded: bool) -> StallTag {
-    let tag = regs.next_tag;
-    regs.next_tag += 1;
-    regs.stalls.insert(tag, Stall::Waiting { bank, recorded });
-    StallTag(tag)
-}
-
-/// True if one more transaction can be remembered. The fates of those that nobody asked about for longest are
-/// given up first: their masters are gone.
-fn make_room(regs: &mut Regs) -> bool {
-    if regs.stalls.len() < MAX_STALLS {
-        return true;
-    }
-    regs.stalls.retain(|_, s| matches!(s, Stall::Waiting { .. }));
-    regs.stalls.len() < MAX_STALLS
-}
-
 /// A transaction that meets an outstanding fault (5.4 of the manual's rules for HUPCF = 0).
 pub(crate) fn blocked(regs: &mut Regs, bank: u8, stall: bool, abort: bool) -> FaultOutcome {
-    if stall && make_room(regs) {
-        FaultOutcome::Stall(wait(regs, bank, false))
+    if stall && regs.stalls.has_room() {
+        FaultOutcome::Stall(regs.stalls.wait(bank, false))
     } else {
         FaultOutcome::Terminate { abort }
     }
@@ -163,13 +143,8 @@ pub(crate) fn resume(config: &Config, regs: &mut Regs, n: u8, terminate: bool) {
     }
     bank.fsr &= !Fsr::new().with_ss(true).into_bits();
     let abort = Sctlr::from_bits(bank.sctlr).cfre();
-    release(
-        regs,
-        n,
-        |recorded| {
-            if recorded && terminate { Stall::Terminated { abort } } else { Stall::Retry }
-        },
-    );
+    let end = Fate::Terminated { abort };
+    regs.stalls.release(n, |recorded| if recorded && terminate { end } else { Fate::Retry });
 }
 
 /// CBAR, CBA2R or the ownership of a bank changed: its stalled transactions are retried and SS goes away.
@@ -177,17 +152,7 @@ pub(crate) fn retry_all(regs: &mut Regs, n: u8) {
     if let Some(bank) = regs.banks.get_mut(usize::from(n)) {
         bank.fsr &= !Fsr::new().with_ss(true).into_bits();
     }
-    release(regs, n, |_| Stall::Retry);
-}
-
-fn release(regs: &mut Regs, n: u8, fate: impl Fn(bool) -> Stall) {
-    for stall in regs.stalls.values_mut() {
-        if let Stall::Waiting { bank, recorded } = *stall
-            && bank == n
-        {
-            *stall = fate(recorded);
-        }
-    }
+    regs.stalls.release(n, |_| Fate::Retry);
 }
 
 /// The stream of a fault record, for display.

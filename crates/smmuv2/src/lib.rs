@@ -27,6 +27,7 @@ mod irq;
 mod matching;
 mod mmio;
 mod model;
+mod stall;
 mod state;
 mod tlbi;
 

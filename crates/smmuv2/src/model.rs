@@ -13,7 +13,7 @@ use crate::decide::{Decision, decide};
 use crate::fault::{self, Origin};
 use crate::irq::{Interrupts, context_level};
 use crate::mmio::Window;
-use crate::state::{Bank, Regs, RestoreError, Stall, State};
+use crate::state::{Bank, Regs, RestoreError, State};
 
 /// A port of an [`SmmuV2`] whose walks and whose data go through `M`.
 pub type Port<M> = Tbu<SmmuV2<M>, M>;
@@ -72,8 +72,8 @@ impl<M: Memory> SmmuV2<M> {
     pub fn reset(&self) {
         let mut live = self.lock();
         let mut regs = Regs::reset(&self.config);
-        regs.next_tag = live.regs.next_tag;
-        regs.stalls = live.regs.stalls.keys().map(|t| (*t, Stall::Terminated { abort: true })).collect();
+        regs.stalls = std::mem::take(&mut live.regs.stalls);
+        regs.stalls.end_all();
         *live = Live::new(regs);
         self.log.publish(Invalidation::Everything);
         self.interrupts.update(&self.config, &live.regs);
@@ -188,14 +188,6 @@ impl<M: Memory> Tcu for SmmuV2<M> {
     }
 
     fn stall_state(&self, tag: StallTag) -> StallState {
-        let mut live = self.lock();
-        let state = match live.regs.stalls.get(&tag.0) {
-            Some(Stall::Waiting { .. }) => return StallState::Waiting,
-            Some(Stall::Retry) => StallState::Retry,
-            Some(Stall::Terminated { abort }) => StallState::Terminated { abort: *abort },
-            None => StallState::Terminated { abort: true },
-        };
-        live.regs.stalls.remove(&tag.0);
-        state
+        self.lock().regs.stalls.ask(tag)
     }
 }

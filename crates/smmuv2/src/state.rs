@@ -1,18 +1,16 @@
 //! Everything an SMMUv2 remembers, as one plain struct; reset, save and restore.
 
-use std::collections::BTreeMap;
-
 use portcullis_arch::smmuv2::{Acr, Cba2r, Cbar, Cr0, Cr2, Fsr, Gfsr, S2cr, Scr1, Sctlr};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::bank::{actlr_mask, any_format, tcr2_write};
 use crate::config::Config;
-use crate::fault::MAX_STALLS;
 use crate::global::{
     CBAR_MASK, acr_mask, cba2r_write, cr0_write, cr2_mask, gfsynr0_mask, s2cr_mask, scr1_write, smr_mask,
     stream_mask,
 };
+use crate::stall::Stalls;
 
 /// The registers that exist once per security state.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -66,20 +64,6 @@ impl Bank {
     }
 }
 
-/// A transaction that waits for RESUME, or whose fate is known but not yet asked for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) enum Stall {
-    /// Waits in `bank`. `recorded`: it is the one that FSR describes.
-    Waiting {
-        bank: u8,
-        recorded: bool,
-    },
-    Retry,
-    Terminated {
-        abort: bool,
-    },
-}
-
 /// All registers.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Regs {
@@ -90,8 +74,7 @@ pub(crate) struct Regs {
     pub s2cr: Vec<u32>,
     pub compindex: Vec<u8>,
     pub banks: Vec<Bank>,
-    pub stalls: BTreeMap<u64, Stall>,
-    pub next_tag: u64,
+    pub stalls: Stalls,
     /// MMU-500 TBUQOS0 to 3.
     pub tbuqos: [u32; 4],
 }
@@ -127,8 +110,7 @@ impl Regs {
             s2cr: vec![s2cr; groups],
             compindex: if c.compressed_index { vec![0; 1 << c.stream_id_bits] } else { Vec::new() },
             banks: vec![bank; usize::from(c.context_banks)],
-            stalls: BTreeMap::new(),
-            next_tag: 1,
+            stalls: Stalls::default(),
             tbuqos: [0; 4],
         }
     }
@@ -191,8 +173,8 @@ pub(crate) const VERSION: u32 = 1;
 impl State {
     pub(crate) fn new(config: &Config, regs: &Regs) -> Self {
         // Naming every field makes a new one break the build until it is handled here and in `into_regs`.
-        let Regs { side, scr1, smr, s2cr, compindex, banks, stalls, next_tag, tbuqos } = regs.clone();
-        let regs = Regs { side, scr1, smr, s2cr, compindex, banks, stalls, next_tag, tbuqos };
+        let Regs { side, scr1, smr, s2cr, compindex, banks, stalls, tbuqos } = regs.clone();
+        let regs = Regs { side, scr1, smr, s2cr, compindex, banks, stalls, tbuqos };
         Self { version: VERSION, config: config.clone(), regs }
     }
 
@@ -244,13 +226,7 @@ fn damage(c: &Config, regs: &Regs) -> Option<&'static str> {
             && only(b.fsr, fault_bits)
             && only(b.fsynr[0], fsynr0)
     };
-    // A bank says that it stalls exactly while a transaction waits in it.
-    let waiting = |n: usize| {
-        let here = |s: &Stall| matches!(s, Stall::Waiting { bank, .. } if usize::from(*bank) == n);
-        regs.stalls.values().any(here)
-    };
-    let lost = |s: &Stall| matches!(s, Stall::Waiting { bank, .. } if usize::from(*bank) >= regs.banks.len());
-    let rules: [(bool, &'static str); 7] = [
+    let rules: [(bool, &'static str); 5] = [
         (
             !side(&regs.side[0], false) || !side(&regs.side[1], true),
             "a global register has bits that do not exist",
@@ -265,16 +241,12 @@ fn damage(c: &Config, regs: &Regs) -> Option<&'static str> {
             "a stream mapping register has bits that do not exist",
         ),
         (!regs.banks.iter().all(bank), "a context bank register has bits that do not exist"),
-        (regs.stalls.values().any(lost), "a stalled transaction names a bank that does not exist"),
         (
-            regs.next_tag > 1 << 63 || regs.stalls.keys().next_back().is_some_and(|t| *t >= regs.next_tag),
-            "a stalled transaction has a tag from the future",
-        ),
-        (
-            regs.stalls.len() > MAX_STALLS
-                || regs.banks.iter().enumerate().any(|(n, b)| b.fsr().ss() != waiting(n)),
+            // A bank says that it stalls exactly while a transaction waits in it.
+            regs.banks.iter().enumerate().any(|(n, b)| b.fsr().ss() != regs.stalls.any_in(n)),
             "FSR.SS and the stalled transactions do not agree",
         ),
     ];
-    rules.iter().find(|(bad, _)| *bad).map(|(_, what)| *what)
+    let bits = rules.iter().find(|(bad, _)| *bad).map(|(_, what)| *what);
+    regs.stalls.damage(regs.banks.len()).or(bits)
 }

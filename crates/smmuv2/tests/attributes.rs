@@ -32,9 +32,11 @@ fn out(r: &Rig, va: u64) -> Shape {
 /// What a device sends that says nothing: write-back, non-shareable, no hints.
 const PLAIN: Shape = (0xf, 0, 0, 0, 0);
 
-/// Fields of CR0, S2CR (all but bit 11/20 for MTCFG) and SCTLR that mean the same: value and what comes out. The
-/// fields: MemAttr with MTCFG, SHCFG, RACFG, WACFG, TRANSIENTCFG.
-const OVERRIDES: &[((u32, u32, u32, u32, u32), Shape)] = &[
+/// MemAttr (16: MTCFG is 0), SHCFG, RACFG, WACFG, TRANSIENTCFG.
+type Fields = (u32, u32, u32, u32, u32);
+
+/// Fields that mean the same in CR0, S2CR and SCTLR, and what comes out.
+const OVERRIDES: &[(Fields, Shape)] = &[
     ((16, 0, 0, 0, 0), PLAIN),
     ((16, 1, 0, 0, 0), (0xf, 2, 0, 0, 0)),
     ((16, 2, 0, 0, 0), (0xf, 3, 0, 0, 0)),
@@ -55,17 +57,17 @@ const OVERRIDES: &[((u32, u32, u32, u32, u32), Shape)] = &[
     ((0xc, 0, 0, 0, 0), (0x0, 2, 0, 0, 0)),
 ];
 
-fn cr0_fields((mem, sh, ra, wa, tr): (u32, u32, u32, u32, u32)) -> u32 {
+fn cr0_fields((mem, sh, ra, wa, tr): Fields) -> u32 {
     let mt = if mem < 16 { 1 << 20 | mem << 16 } else { 0 };
     mt | sh << 22 | ra << 24 | wa << 26 | tr << 6
 }
 
-fn s2cr_fields((mem, sh, ra, wa, tr): (u32, u32, u32, u32, u32)) -> u32 {
+fn s2cr_fields((mem, sh, ra, wa, tr): Fields) -> u32 {
     let mt = if mem < 16 { 1 << 11 | mem << 12 } else { 0 };
     mt | sh << 8 | ra << 20 | wa << 22 | tr << 28
 }
 
-fn sctlr_fields((mem, sh, ra, wa, tr): (u32, u32, u32, u32, u32)) -> u32 {
+fn sctlr_fields((mem, sh, ra, wa, tr): Fields) -> u32 {
     let mt = if mem < 16 { 1 << 20 | mem << 16 } else { 0 };
     mt | sh << 22 | ra << 24 | wa << 26 | tr << 14
 }
@@ -182,7 +184,8 @@ fn the_stronger_of_two_stages_wins() {
     }
     r.stage2(1, root2, 7, M | CFRE);
     r.nest(0, 1, 7);
-    let kinds = [(0x0u64, 0x00u32), (0x1, 0x04), (0x2, 0x08), (0x3, 0x0c), (0x5, 0x44), (0xa, 0xaa), (0xf, 0xff)];
+    let kinds =
+        [(0x0u64, 0x00u32), (0x1, 0x04), (0x2, 0x08), (0x3, 0x0c), (0x5, 0x44), (0xa, 0xaa), (0xf, 0xff)];
     let stronger = |a: u64, b: u64| {
         // Device before Normal, and within each the smaller code is the stronger one, inner and outer apart.
         match (a < 4, b < 4) {

@@ -36,7 +36,7 @@ fn each_option_has_its_identification_bit() {
     check(with(|c| c.stream_groups = 128), (d0 - 0x40 + 128, d1, d2), "128 groups");
     check(
         with(|c| c.stream_groups = 1024),
-        (d0 - 0x40 + 128 | 1 << 15, d1, d2 | 1024 << 16),
+        ((d0 - 0x40 + 128) | 1 << 15, d1, d2 | 1024 << 16),
         "EXSMRGS, EXNUMSMRG",
     );
     check(with(|c| c.context_banks = 1), (d0, 0x3000_8001, d2), "one bank, 16 global pages");

@@ -126,9 +126,9 @@ fn an_smmu_without_security_has_one_set_of_registers() {
 #[test]
 fn write_only_registers_read_zero() {
     let r = Rig::zynqmp();
-    for offset in [
-        GFSRRESTORE, TLBIVMID, TLBIALLNSNH, TLBIALLH, TLBGSYNC, TLBIVAH, TLBIVALH64, TLBIVMIDS1, TLBIVAH64,
-    ] {
+    for offset in
+        [GFSRRESTORE, TLBIVMID, TLBIALLNSNH, TLBIALLH, TLBGSYNC, TLBIVAH, TLBIVALH64, TLBIVMIDS1, TLBIVAH64]
+    {
         r.w(offset, 0);
         assert_eq!(r.r(offset), 0, "{offset:#x}");
     }

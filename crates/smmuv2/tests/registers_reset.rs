@@ -80,7 +80,7 @@ fn the_window_ends_after_its_128_kib() {
     assert_eq!(r.smmu.config().window_size(), 0x2_0000);
     assert_eq!(r.ns.read32(0x2_0000), Err(BusError::Decode));
     assert_eq!(r.ns.write32(0x2_0000, 0), Err(BusError::Decode));
-    assert_eq!(r.ns.read32(u64::MAX & !3), Err(BusError::Decode));
+    assert_eq!(r.ns.read32(!3), Err(BusError::Decode));
 }
 
 /// Offset, what is left after a write of ones, and after a write of zeros: by secure software.
@@ -101,13 +101,13 @@ fn fixed_bits_of_an_mmu_500_do_not_move() {
         (0x024, 0x3000_0f10, 0x3000_0f10),
         (0x028, 0x0000_5555, 0x0000_5555),
         (0x03c, 0x21, 0x21),
-        (0x040, 0xffff_ffff, 0), // SGFAR
-        (0x044, 0x0001_ffff, 0), // its high word has 17 bits
-        (0x050, 0x0000_ff3e, 0), // SGFSYNR0: no NESTED, ATS fixed
-        (0x054, 0x7fff_7fff, 0), // SGFSYNR1
-        (0x450, 0x0000_ff2f, 0), // NSGFSYNR0: no NSSTATE, ATS fixed
-        (0x800, 0xffff_7fff, 0), // SMR: VALID, MASK 15, ID 15
-        (0xc00, 0x3fff_fbff, 0), // S2CR: no EXIDVALID
+        (0x040, 0xffff_ffff, 0),  // SGFAR
+        (0x044, 0x0001_ffff, 0),  // its high word has 17 bits
+        (0x050, 0x0000_ff3e, 0),  // SGFSYNR0: no NESTED, ATS fixed
+        (0x054, 0x7fff_7fff, 0),  // SGFSYNR1
+        (0x450, 0x0000_ff2f, 0),  // NSGFSYNR0: no NSSTATE, ATS fixed
+        (0x800, 0xffff_7fff, 0),  // SMR: VALID, MASK 15, ID 15
+        (0xc00, 0x3fff_fbff, 0),  // S2CR: no EXIDVALID
         (0x1000, 0x00ff_ffff, 0), // CBAR: no IRPTNDX
         (0x1400, 0x7fff_7fff, 0), // CBFRSYNRA
         (0x1800, 0x0000_0003, 0), // CBA2R: MONC, VA64

@@ -46,12 +46,11 @@ impl Context {
     #[inline(always)]
     fn outgoing(&self, tables: Attributes) -> Attributes {
         let i = self.incoming;
-        let a = match (&self.stages.stage1, &self.stages.stage2) {
-            (Some(_), _) => tables.with_non_secure(tables.non_secure() || i.non_secure()),
-            (None, Some(_)) => return combine(i, tables),
-            (None, None) => return i,
-        };
-        a.with_privileged(i.privileged()).with_instruction(i.instruction())
+        match (&self.stages.stage1, &self.stages.stage2) {
+            (Some(_), _) => tables.or_bits(i.security_privilege_bits()),
+            (None, Some(_)) => combine(i, tables),
+            (None, None) => i,
+        }
     }
 
     fn table_attributes(&self, walked: Attributes) -> Attributes {
@@ -70,7 +69,7 @@ pub enum Resolution {
         mask: u64,
     },
     /// Translation through a context. May be cached.
-    Translate(Arc<Context>),
+    Translate(Box<Context>),
     /// Refused, recorded by the SMMU as it demands. Never cached.
     Refused(FaultOutcome),
 }
@@ -153,9 +152,8 @@ pub struct Stats {
 }
 
 struct Cached {
-    context: Arc<Context>,
+    context: Box<Context>,
     index: ContextIndex,
-    sizes: Sizes,
 }
 
 enum Config {
@@ -163,12 +161,35 @@ enum Config {
     Translate(Cached),
 }
 
+/// What a hit needs of a slot, in one place.
+#[derive(Clone, Copy)]
+struct Hot {
+    key: [u64; 2],
+    va_mask: u64,
+    /// Bits of [`Perms`] that a read and a write need; 0 for streams that are not translated.
+    need: [u8; 2],
+    /// The outgoing attributes are the tables' with `overlay`; otherwise they take a computation.
+    simple: bool,
+    overlay: u32,
+    sizes: Sizes,
+}
+
 struct Slot {
-    from: Initiator,
+    hot: Hot,
+    /// The slot counts only while this equals the port's stamp.
+    stamp: u64,
     config: Config,
 }
 
-const SLOTS: usize = 64;
+/// An initiator as two words, for one comparison.
+#[inline(always)]
+fn key_of(from: &Initiator) -> [u64; 2] {
+    let substream = from.substream.map_or(u64::MAX, |s| u64::from(s.get()));
+    [u64::from(from.stream.get()) | u64::from(from.attrs.bits()) << 32, substream]
+}
+
+/// Streams that a port keeps the configuration of, at most; two with the same hash share a place.
+const SLOTS_LOG2: u32 = 6;
 const MAX_CONTEXTS: usize = 1024;
 const MAX_ATTRS: usize = 256;
 /// Longest piece moved inside one guard, so that an invalidation never waits for more than one such memcpy.
@@ -187,12 +208,25 @@ pub struct Tbu<T: Tcu, M> {
     mark: u64,
     seen: u64,
     asymmetric: bool,
+    /// The slot used last.
     last: usize,
-    slots: Vec<Slot>,
-    victim: usize,
+    /// Slots with an older stamp are forgotten.
+    stamp: u64,
+    /// Found by a hash of the initiator; empty until the first use.
+    slots: Vec<Option<Slot>>,
     tlb: Tlb,
-    attrs: Vec<Attributes>,
+    attrs: Box<[Attributes; MAX_ATTRS]>,
+    attrs_used: usize,
     stats: Stats,
+}
+
+/// The outgoing attributes where they are more than the tables' with an overlay.
+#[inline(never)]
+fn outgoing_of(slot: &Slot, tables: Attributes) -> Attributes {
+    match &slot.config {
+        Config::Translate(c) => c.context.outgoing(tables),
+        Config::Bypass { attrs, .. } => *attrs,
+    }
 }
 
 /// True if `next` continues a run of `len` bytes that began at `first`.
@@ -240,10 +274,11 @@ impl<T: Tcu, M: Memory> Tbu<T, M> {
             seen,
             asymmetric,
             last: 0,
+            stamp: 0,
             slots: Vec::new(),
-            victim: 0,
             tlb: Tlb::new(entries),
-            attrs: Vec::new(),
+            attrs: Box::new([Attributes::DEVICE_DEFAULT; MAX_ATTRS]),
+            attrs_used: 0,
             stats: Stats::default(),
         }
     }
@@ -304,9 +339,8 @@ impl<T: Tcu, M: Memory> Tbu<T, M> {
     /// invalidations.
     pub fn cached(&mut self, from: &Initiator, va: Iova) -> Option<CachedEntry> {
         self.catch_up();
-        let slot = self.slots.iter().find(|s| s.from == *from)?;
-        let Config::Translate(c) = &slot.config else { return None };
-        let hit = self.tlb.lookup(&c.sizes, va.get() & c.context.va_mask)?;
+        let slot = self.slot(key_of(from))?;
+        let hit = self.tlb.lookup(&slot.hot.sizes, va.get() & slot.hot.va_mask)?;
         Some(CachedEntry { pa: Pa(hit.pa), size_log2: hit.size_log2, perms: hit.perms, global: hit.global })
     }
 
@@ -324,26 +358,52 @@ impl<T: Tcu, M: Memory> Tbu<T, M> {
 
     #[cold]
     fn catch_up(&mut self) {
-        let (tlb, slots) = (&mut self.tlb, &mut self.slots);
+        let (tlb, stamp) = (&mut self.tlb, &mut self.stamp);
+        let mut renumbered = false;
         self.seen = self.tcu.log().catch_up(self.seen, |what| match what {
             None | Some(Invalidation::Everything) => {
                 tlb.clear();
-                slots.clear();
+                *stamp += 1;
             }
-            Some(Invalidation::Config) => slots.clear(),
-            Some(Invalidation::Contexts(scope)) => tlb.forget_contexts(&scope),
-            Some(Invalidation::Address(scope, va)) => tlb.forget_address(&scope, va),
+            Some(Invalidation::Config) => *stamp += 1,
+            Some(Invalidation::Contexts(scope)) => {
+                tlb.forget_contexts(&scope);
+                renumbered = true;
+            }
+            Some(Invalidation::Address(scope, va)) => renumbered |= tlb.forget_address(&scope, va),
         });
-        self.refresh();
+        if renumbered {
+            self.refresh();
+        }
     }
 
     /// Takes the TLB's page sizes of every slot anew.
     fn refresh(&mut self) {
-        for slot in &mut self.slots {
-            if let Config::Translate(c) = &mut slot.config {
-                c.sizes = self.tlb.sizes(c.index);
+        for slot in self.slots.iter_mut().flatten().filter(|s| s.stamp == self.stamp) {
+            if let Config::Translate(c) = &slot.config {
+                slot.hot.sizes = self.tlb.sizes(c.index);
             }
         }
+    }
+
+    /// Where a slot for `key` is, if there is one.
+    #[inline(always)]
+    fn place(key: [u64; 2]) -> usize {
+        let mixed = (key[0] ^ key[1].rotate_left(32)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        (mixed >> (64 - SLOTS_LOG2)) as usize
+    }
+
+    #[inline(always)]
+    fn slot_at(&self, at: usize, key: [u64; 2]) -> Option<&Slot> {
+        let slot = self.slots.get(at)?.as_ref()?;
+        let differs = (slot.hot.key[0] ^ key[0]) | (slot.hot.key[1] ^ key[1]) | (slot.stamp ^ self.stamp);
+        (differs == 0).then_some(slot)
+    }
+
+    /// The slot of an initiator, if the port knows its configuration.
+    #[inline(always)]
+    fn slot(&self, key: [u64; 2]) -> Option<&Slot> {
+        self.slot_at(Self::place(key), key)
     }
 
     #[inline(always)]
@@ -362,18 +422,16 @@ impl<T: Tcu, M: Memory> Tbu<T, M> {
     /// What the TLB answers for the initiator used last.
     #[inline(always)]
     fn hit(&mut self, from: &Initiator, va: u64, access: Access) -> Option<Translated> {
-        let slot = self.slots.get(self.last)?;
-        let Config::Translate(c) = &slot.config else { return None };
-        if slot.from != *from {
+        let slot = self.slot_at(self.last, key_of(from))?;
+        let hot = &slot.hot;
+        let hit = self.tlb.lookup(&hot.sizes, va & hot.va_mask)?;
+        if hit.perms.0 & hot.need[access as usize] == 0 {
             return None;
         }
-        let hit = self.tlb.lookup(&c.sizes, va & c.context.va_mask)?;
-        if !hit.perms.allows(AccessKind::new(access, c.context.incoming)) {
-            return None;
-        }
+        let tables = self.attrs[usize::from(hit.attrs)];
+        let attrs = if hot.simple { tables.or_bits(hot.overlay) } else { outgoing_of(slot, tables) };
         self.stats.hits += 1;
-        let tables = self.attrs.get(usize::from(hit.attrs)).copied().unwrap_or_default();
-        Some(Translated { pa: Pa(hit.pa), left: hit.left, attrs: c.context.outgoing(tables) })
+        Some(Translated { pa: Pa(hit.pa), left: hit.left, attrs })
     }
 
     /// The path of a miss. Without `record`, a fault is not reported to the SMMU.
@@ -386,15 +444,16 @@ impl<T: Tcu, M: Memory> Tbu<T, M> {
         record: bool,
     ) -> Result<Translated, FaultOutcome> {
         let over = FaultOutcome::Terminate { abort: true };
+        let key = key_of(from);
+        let at = Self::place(key);
         for attempt in 0..RETRIES {
-            let config = match self.slot(from) {
-                Some(at) => {
-                    self.last = at;
-                    &self.slots[at].config
+            let known = self.slot_at(at, key).is_some();
+            if !known {
+                if !record {
+                    return Err(over);
                 }
-                None if !record => return Err(over),
-                None => match self.learn(from, va, access) {
-                    Ok(at) => &self.slots[at].config,
+                match self.learn(from, va, access) {
+                    Ok(()) => {}
                     Err(FaultOutcome::Retry) => {
                         self.catch_up();
                         continue;
@@ -403,9 +462,17 @@ impl<T: Tcu, M: Memory> Tbu<T, M> {
                         self.stats.refused += 1;
                         return Err(outcome);
                     }
-                },
-            };
-            let c = match config {
+                }
+            }
+            if !known || self.last != at || attempt > 0 {
+                // Not what the caller has looked up already: it may hit after all.
+                self.last = at;
+                if let Some(t) = self.hit(from, va, access) {
+                    return Ok(t);
+                }
+            }
+            let Some(slot) = self.slot_at(at, key) else { continue };
+            let c = match &slot.config {
                 Config::Bypass { attrs, mask } => {
                     let pa = va & mask;
                     return Ok(Translated { pa: Pa(pa), left: 4096 - (pa & 4095), attrs: *attrs });
@@ -414,27 +481,22 @@ impl<T: Tcu, M: Memory> Tbu<T, M> {
             };
             let input = va & c.context.va_mask;
             let kind = AccessKind::new(access, c.context.incoming);
-            if let Some(hit) = self.tlb.lookup(&c.sizes, input)
-                && hit.perms.allows(kind)
-            {
-                self.stats.hits += 1;
-                let tables = self.attrs.get(usize::from(hit.attrs)).copied().unwrap_or_default();
-                return Ok(Translated { pa: Pa(hit.pa), left: hit.left, attrs: c.context.outgoing(tables) });
-            }
-            self.stats.walks += 1;
-            match c.context.stages.translate(self.tcu.walker(), input, kind, &mut NoRecord) {
-                Ok(walked) => return Ok(self.fill(input, walked)),
-                Err(_) if !record => return Err(over),
-                Err(fault) => {
-                    let context = c.context.clone();
+            let walked = c.context.stages.translate(self.tcu.walker(), input, kind, &mut NoRecord);
+            let outcome = match walked {
+                Err(fault) if record => {
                     let seen = (attempt + 1 < RETRIES).then_some(self.seen);
-                    match self.tcu.fault(from, va, access, &context, seen, fault) {
-                        FaultOutcome::Retry => self.catch_up(),
-                        outcome => {
-                            self.stats.refused += 1;
-                            return Err(outcome);
-                        }
-                    }
+                    Some(self.tcu.fault(from, va, access, &c.context, seen, fault))
+                }
+                _ => None,
+            };
+            self.stats.walks += 1;
+            match (walked, outcome) {
+                (Ok(walked), _) => return Ok(self.fill(input, walked)),
+                (Err(_), None) => return Err(over),
+                (Err(_), Some(FaultOutcome::Retry)) => self.catch_up(),
+                (Err(_), Some(outcome)) => {
+                    self.stats.refused += 1;
+                    return Err(outcome);
                 }
             }
         }
@@ -442,40 +504,43 @@ impl<T: Tcu, M: Memory> Tbu<T, M> {
         Err(over)
     }
 
-    #[inline]
-    fn slot(&self, from: &Initiator) -> Option<usize> {
-        match self.slots.get(self.last) {
-            Some(s) if s.from == *from => Some(self.last),
-            _ => self.slots.iter().position(|s| s.from == *from),
-        }
-    }
-
+    /// Asks the SMMU about a stream and keeps the answer.
     #[cold]
-    fn learn(&mut self, from: &Initiator, va: u64, access: Access) -> Result<usize, FaultOutcome> {
+    fn learn(&mut self, from: &Initiator, va: u64, access: Access) -> Result<(), FaultOutcome> {
         self.stats.resolutions += 1;
         if self.tlb.contexts() > MAX_CONTEXTS {
             self.tlb.clear();
-            self.slots.clear();
+            self.stamp += 1;
         }
+        if self.slots.is_empty() {
+            self.slots.resize_with(1 << SLOTS_LOG2, || None);
+        }
+        let mut hot = Hot {
+            key: key_of(from),
+            va_mask: 0,
+            need: [0; 2],
+            simple: false,
+            overlay: 0,
+            sizes: Sizes::default(),
+        };
         let config = match self.tcu.resolve(from, va, access) {
             Resolution::Bypass { attrs, mask } => Config::Bypass { attrs, mask },
             Resolution::Translate(context) => {
                 let index = self.tlb.context(context.key);
-                Config::Translate(Cached { index, sizes: self.tlb.sizes(index), context })
+                hot.va_mask = context.va_mask;
+                hot.need = [Access::Read, Access::Write].map(|a| AccessKind::new(a, context.incoming).bit());
+                hot.simple = context.stages.stage1.is_some();
+                hot.overlay = context.incoming.security_privilege_bits();
+                hot.sizes = self.tlb.sizes(index);
+                Config::Translate(Cached { index, context })
             }
             Resolution::Refused(outcome) => return Err(outcome),
         };
-        let slot = Slot { from: *from, config };
-        let at = if self.slots.len() < SLOTS {
-            self.slots.push(slot);
-            self.slots.len() - 1
-        } else {
-            self.victim = (self.victim + 1) % SLOTS;
-            self.slots[self.victim] = slot;
-            self.victim
-        };
-        self.last = at;
-        Ok(at)
+        let at = Self::place(hot.key);
+        if let Some(slot) = self.slots.get_mut(at) {
+            *slot = Some(Slot { hot, stamp: self.stamp, config });
+        }
+        Ok(())
     }
 
     /// Fills the TLB for the slot used last.
@@ -483,22 +548,27 @@ impl<T: Tcu, M: Memory> Tbu<T, M> {
     fn fill(&mut self, input: u64, w: Walked) -> Translated {
         let size = 1u64 << w.size_log2;
         let left = size - (input & (size - 1));
-        let Some(Slot { config: Config::Translate(c), .. }) = self.slots.get_mut(self.last) else {
+        let Some(Some(slot)) = self.slots.get_mut(self.last) else {
+            return Translated { pa: Pa(w.pa), left: 1, attrs: w.attrs };
+        };
+        let Config::Translate(c) = &mut slot.config else {
             return Translated { pa: Pa(w.pa), left: 1, attrs: w.attrs };
         };
         let tables = c.context.table_attributes(w.attrs);
         let attrs = c.context.outgoing(tables);
         if c.context.cacheable {
-            let known = self.attrs.iter().position(|a| *a == tables);
             let epoch = self.tlb.epoch();
+            let known = self.attrs.iter().take(self.attrs_used).position(|a| *a == tables);
             let at = known.unwrap_or_else(|| {
-                if self.attrs.len() == MAX_ATTRS {
-                    self.attrs.clear();
+                if self.attrs_used == MAX_ATTRS {
+                    self.attrs_used = 0;
                     self.tlb.clear();
                     c.index = self.tlb.context(c.context.key);
                 }
-                self.attrs.push(tables);
-                self.attrs.len() - 1
+                let at = self.attrs_used;
+                self.attrs_used += 1;
+                self.attrs[at] = tables;
+                at
             });
             let entry = Entry {
                 page: w.pa & !(size - 1),
@@ -508,22 +578,14 @@ impl<T: Tcu, M: Memory> Tbu<T, M> {
                 attrs: at as u8,
                 global: w.global,
             };
-            c.sizes = self.tlb.fill(c.index, input, entry);
+            slot.hot.sizes = self.tlb.fill(c.index, input, entry);
             if self.tlb.epoch() != epoch {
-                self.forget_other_slots();
+                // The TLB started over: every other slot is looked up again when it is next needed.
+                self.stamp += 1;
+                slot.stamp = self.stamp;
             }
         }
         Translated { pa: Pa(w.pa), left, attrs }
-    }
-
-    /// After the TLB started over: every slot but the one in use is looked up again when it is next needed.
-    #[cold]
-    fn forget_other_slots(&mut self) {
-        if self.last < self.slots.len() {
-            self.slots.swap(0, self.last);
-        }
-        self.slots.truncate(1);
-        self.last = 0;
     }
 
     /// The longest run from `va`, which translates to `t`, whose output is contiguous; at most `max` bytes. Called

@@ -316,8 +316,10 @@ impl Tlb {
     /// Forgets the entries of the contexts in `scope` whose leaf covers `va`; of other ASIDs only global ones.
     ///
     /// Software invalidates a block or a contiguous run by any one address in it, so every entry that holds a part of
-    /// such a leaf goes, not only the part around `va`.
-    pub fn forget_address(&mut self, scope: &Scope, va: u64) {
+    /// such a leaf goes, not only the part around `va`. True if a context gave up numbers for that, so that
+    /// [`sizes`](Tlb::sizes) must be asked for again.
+    pub fn forget_address(&mut self, scope: &Scope, va: u64) -> bool {
+        let mut renumbered = false;
         for i in 0..self.contexts.len() {
             let Some(c) = self.contexts.get(i) else { continue };
             if !scope.covers_but_asid(&c.key) {
@@ -343,8 +345,10 @@ impl Tlb {
             // A number that is left out is never looked up again.
             if let Some(c) = self.contexts.get_mut(i).filter(|_| kept.n != sizes.n) {
                 c.sizes = kept;
+                renumbered = true;
             }
         }
+        renumbered
     }
 
     #[inline]
@@ -475,7 +479,9 @@ mod tests {
             let c = t.context(KEY);
             let part = Entry { leaf_log2, ..entry(0x8000, 12, Perms::ALL, 0, false) };
             let parts = [0u64, 3, 15].map(|p| 0x4_0000_0000 + (p << 12));
-            parts.iter().for_each(|&va| drop(t.fill(c, va, part)));
+            for va in parts {
+                t.fill(c, va, part);
+            }
             t.fill(c, 0x9_0000_0000, part);
             t.fill(c, 0x9_0000_1000, entry(0x9000, 12, Perms::ALL, 0, false));
             t.forget_address(&SCOPE, 0x4_0000_1000);

@@ -309,7 +309,7 @@ fn an_address_above_the_output_size_faults_at_the_level_that_holds_it() {
             assert_eq!(got, Err(fault(FaultKind::AddressSize, bad)));
             let rule = trace.steps.last().unwrap().rule;
             let Rule::AddressSize { address, bits: b } = rule else { panic!("{rule:?}") };
-            assert_eq!((address, b), (high | 0x10_0000 * (bad as u64 + 1), bits));
+            assert_eq!((address, b), (high | (0x10_0000 * (bad as u64 + 1)), bits));
         }
         // The table base itself: nothing is read.
         let words = Words::default();
@@ -407,7 +407,7 @@ fn a_region_that_no_register_can_describe_translates_nothing() {
     let words = Words::default();
     words.set(ROOT, OUT | d::PAGE | d::AF | d::USER);
     for (level, bits) in
-        [(3, 12), (3, 0), (0, 39), (4, 48), (-2, 48), (i8::MIN, 255), (i8::MAX, 64), (-1, 48)]
+        [(3, 12), (3, 0), (0, 39), (4, 48), (-2, 64), (i8::MIN, 255), (i8::MAX, 64), (-1, 48)]
     {
         let s1 = Stage1 {
             split: Split::Aarch64 { va_bits: 64, signed: true, region_bits: [48, 48] },

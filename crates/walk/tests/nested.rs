@@ -19,7 +19,7 @@ fn build(words: &Words) -> Nested {
     let va = VA;
     words.set(S2_ROOT, S2_PAGES | d::TABLE);
     for page in 0..512u64 {
-        words.set(S2_PAGES + page * 8, MOVED + (page << 12) | d::PAGE | d::AF | d::S2R | d::S2W | 0xf << 2);
+        words.set(S2_PAGES + page * 8, (MOVED + (page << 12)) | d::PAGE | d::AF | d::S2R | d::S2W | 0xf << 2);
     }
     for (i, level) in (1..=3).enumerate() {
         let next = IPA[i + 1] | if level == 3 { d::PAGE | d::AF | d::USER } else { d::TABLE };
@@ -44,8 +44,8 @@ fn each_stage_1_word_is_read_where_stage_2_puts_it() {
     assert_eq!((w.pa, w.size_log2, w.leaf_log2), (MOVED | 0x9234, 12, 12));
     let s2 = |ipa: u64| [S2_ROOT, S2_PAGES + (ipa >> 12) * 8];
     let mut want = Vec::new();
-    for i in 0..3 {
-        want.extend(s2(IPA[i]));
+    for (i, ipa) in IPA.into_iter().take(3).enumerate() {
+        want.extend(s2(ipa));
         want.push(stage1_word(i, VA));
     }
     want.extend(s2(IPA[3]));
@@ -101,7 +101,7 @@ fn a_write_only_stage_2_page_cannot_hold_stage_1_tables_but_a_read_only_one_can(
     for (ap, ok) in [(d::S2R, true), (d::S2W, false), (0, false), (d::S2R | d::S2W, true)] {
         let words = Words::default();
         let n = build(&words);
-        words.set(S2_PAGES + 8, MOVED + 0x1000 | d::PAGE | d::AF | 0xf << 2 | ap);
+        words.set(S2_PAGES + 8, (MOVED + 0x1000) | d::PAGE | d::AF | 0xf << 2 | ap);
         let write = kind((true, false, false));
         assert_eq!(n.translate(&words, VA, write, &mut NoRecord).is_ok(), ok);
     }
@@ -115,7 +115,7 @@ fn stage_1_tables_in_device_memory_are_refused_if_ptw_says_so() {
             let mut n = build(&words);
             n.stage2.as_mut().unwrap().protect_walks = protect;
             let at = S2_PAGES + (IPA[1] >> 12) * 8;
-            words.set(at, MOVED + IPA[1] | d::PAGE | d::AF | d::S2R | memattr << 2);
+            words.set(at, (MOVED + IPA[1]) | d::PAGE | d::AF | d::S2R | memattr << 2);
             let device = memattr < 4 || matches!(memattr, 4 | 8 | 12);
             let got = n.translate(&words, VA, read(), &mut NoRecord);
             assert_eq!(got.is_err(), protect && device, "{memattr}");
@@ -124,8 +124,8 @@ fn stage_1_tables_in_device_memory_are_refused_if_ptw_says_so() {
             }
             // Data in Device memory is no concern of PTW.
             let data = S2_PAGES + (IPA[3] >> 12) * 8;
-            words.set(at, MOVED + IPA[1] | d::PAGE | d::AF | d::S2R | 0xf << 2);
-            words.set(data, MOVED + IPA[3] | d::PAGE | d::AF | d::S2R | memattr << 2);
+            words.set(at, (MOVED + IPA[1]) | d::PAGE | d::AF | d::S2R | 0xf << 2);
+            words.set(data, (MOVED + IPA[3]) | d::PAGE | d::AF | d::S2R | memattr << 2);
             assert!(n.translate(&words, VA, read(), &mut NoRecord).is_ok());
         }
     }
@@ -187,16 +187,16 @@ fn the_smaller_leaf_limits_the_size_and_the_stage_1_leaf_stays_known() {
                 30 => words.set(S2_ROOT, GIB | second | rw),
                 21 => {
                     words.set(S2_ROOT, 0x50_0000 | d::TABLE);
-                    (0..512).for_each(|i| words.set(0x50_0000 + i * 8, GIB + (i << 21) | second | rw));
+                    (0..512).for_each(|i| words.set(0x50_0000 + i * 8, (GIB + (i << 21)) | second | rw));
                 }
                 _ => {
                     words.set(S2_ROOT, 0x50_0000 | d::TABLE);
                     for i in 0..64u64 {
-                        words.set(0x50_0000 + i * 8, 0x60_0000 + (i << 12) | d::TABLE);
+                        words.set(0x50_0000 + i * 8, (0x60_0000 + (i << 12)) | d::TABLE);
                         for p in 0..512 {
                             words.set(
                                 0x60_0000 + (i << 12) + p * 8,
-                                GIB + (i << 21) + (p << 12) | second | rw,
+                                (GIB + (i << 21) + (p << 12)) | second | rw,
                             );
                         }
                     }

@@ -84,7 +84,7 @@ impl Bench {
 
     fn map_page(&mut self, v: u64, to: Option<(u64, bool)>) {
         let entry = to.map_or(0, |(page, writable)| {
-            DATA + page * PAGE | d::PAGE | d::AF | d::USER | if writable { 0 } else { d::RO }
+            (DATA + page * PAGE) | d::PAGE | d::AF | d::USER | if writable { 0 } else { d::RO }
         });
         self.memory.store64(Pa(TABLE + (VA / PAGE + v) * 8), entry).unwrap();
         match to {
@@ -313,10 +313,10 @@ fn bytes_before_a_hole_in_memory_are_transferred_however_they_are_mapped() {
         let memory = SystemMemory::new(&[(0, 0x10_000), (2 * MIB, 3 * MIB / 2)]).unwrap();
         let leaf = d::AF | d::USER;
         memory
-            .store64(Pa(0x2000), if block { 2 * MIB | d::BLOCK | leaf } else { 0x3000 | d::TABLE })
+            .store64(Pa(0x2000), if block { (2 * MIB) | d::BLOCK | leaf } else { 0x3000 | d::TABLE })
             .unwrap();
         for i in 0..512 {
-            memory.store64(Pa(0x3000 + i * 8), 2 * MIB + i * PAGE | d::PAGE | leaf).unwrap();
+            memory.store64(Pa(0x3000 + i * 8), (2 * MIB + i * PAGE) | d::PAGE | leaf).unwrap();
         }
         let s1 = stage1(Some(region(0x2000, Granule::K4, 2, 30)), None);
         let unit = Unit::new(memory.clone(), context(key(TlbStage::Stage1, 1), only1(s1)));

@@ -46,7 +46,7 @@ impl Memory for Noise {
     }
     fn load64(&self, pa: Pa, _: Attributes) -> Result<u64, BusError> {
         let value = self.word(pa.get());
-        let refused = value.is_multiple_of(61) || pa.get() % 8 != 0;
+        let refused = value.is_multiple_of(61) || !pa.get().is_multiple_of(8);
         self.log.lock().unwrap().push((pa.get(), if refused { 0 } else { value }));
         if refused { Err(BusError::Decode) } else { Ok(value) }
     }

@@ -51,7 +51,7 @@ fn in_scope(s: &Scope, k: &ContextKey) -> bool {
         StageScope::Stage2 => matches!(k.stage, TlbStage::Stage2),
     };
     let same = |a: Option<u16>, b: u16| a.is_none() || a == Some(b);
-    stage && s.secure == k.secure && s.regime.map_or(true, |r| r == k.regime) && same(s.vmid, k.vmid)
+    stage && s.secure == k.secure && s.regime.is_none_or(|r| r == k.regime) && same(s.vmid, k.vmid)
 }
 
 struct Pair {

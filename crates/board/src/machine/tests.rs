@@ -39,8 +39,9 @@ fn the_thesis_source_and_its_blob_agree() {
 fn the_thesis_board_is_what_it_should_be() {
     let desc = MachineDescription::from_tree(&thesis()).unwrap();
     assert_eq!(desc.chip, Some(Chip::ZynqMp));
-    let [memory] = desc.memory.as_slice() else { panic!("{:?}", desc.memory) };
-    assert_eq!((memory.region.base, memory.region.size), (Pa(0), 0x8000_0000));
+    let [low, high] = desc.memory.as_slice() else { panic!("{:?}", desc.memory) };
+    assert_eq!((low.region.base, low.region.size), (Pa(0), 0x8000_0000));
+    assert_eq!((high.region.base, high.region.size), (Pa(0x8_0000_0000), 0x8000_0000));
     let [reserved] = desc.reserved.as_slice() else { panic!("{:?}", desc.reserved) };
     assert_eq!(reserved.region.unwrap().base, Pa(0x6000_0000));
     assert!(reserved.no_map);

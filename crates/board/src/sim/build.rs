@@ -2,8 +2,8 @@
 
 use std::sync::{Arc, Mutex};
 
-use portcullis_arch::Pa;
-use portcullis_arch::zynqmp::ZdmaUnit;
+use portcullis_arch::zynqmp::{SmmuPath, ZdmaUnit};
+use portcullis_arch::{Pa, StreamId};
 use portcullis_bus::dma::DirectPort;
 use portcullis_bus::{DmaPort, IrqLine, MapError, SystemMemory, View};
 use portcullis_engines::zdma::BusWidth;
@@ -12,8 +12,8 @@ use portcullis_smmuv2::{Config, ConfigError, Interrupts, SmmuV2};
 use thiserror::Error;
 
 use crate::MachineDescription;
-use crate::machine::{DmaChannel, Smmu};
-use crate::sim::machine::{EngineKind, EngineSlot, Machine};
+use crate::machine::{DmaChannel, PlWriter as PlWriterNode, Smmu, Streams};
+use crate::sim::machine::{EngineKind, EngineSlot, Machine, SmmuSlot};
 use crate::sim::pool::Pool;
 use crate::sim::port::TracingPort;
 use crate::sim::trace::{Recording, Tracer};
@@ -80,102 +80,158 @@ impl Machine {
         let tracer = Tracer::new(options.recording);
         let pool = Arc::new(place_pool(&description, &memory)?);
 
-        let mut smmu = None;
-        let mut smmu_interrupts = Vec::new();
-        if let Some((_, s)) = description.smmu().filter(|(_, s)| s.node.available) {
-            let path = || s.node.path.clone();
-            smmu = Some(
-                build_smmu(s, &memory, &tracer).map_err(|error| BuildError::Smmu { path: path(), error })?,
-            );
-            smmu_interrupts = s.interrupts.iter().filter_map(spi).collect();
-            smmu_interrupts.sort_unstable();
-            smmu_interrupts.dedup();
-        }
-
-        let port = |name: &str, coherent: bool, behind: bool| -> Box<dyn DmaPort> {
-            let view = memory.view(if coherent { View::Coherent } else { View::NonCoherent }, name);
-            match &smmu {
-                Some(smmu) if behind && options.plain_ports => Box::new(smmu.port(view)),
-                Some(smmu) if behind => Box::new(TracingPort::new(smmu.port(view), tracer.clone(), name)),
-                _ => Box::new(DirectPort::new(view)),
-            }
-        };
+        let smmus = build_smmus(&description, &memory, &tracer)?;
+        let wiring =
+            Wiring { description: &description, memory: &memory, smmus: &smmus, tracer: &tracer, options };
         let mut engines = Vec::new();
-        for (i, c) in description.dma_channels.iter().enumerate() {
-            let Some(stream) = c.streams.first() else { continue };
-            if !c.node.available {
-                continue;
-            }
-            let name = channel_name(c, i);
-            let irq = c.interrupt.as_ref().and_then(spi);
-            let line = irq.map_or_else(IrqLine::unconnected, |n| IrqLine::new(tracer.clone(), n));
-            let mut config =
-                if c.bus_width == 128 { ZdmaConfig::fpd(stream) } else { ZdmaConfig::lpd(stream) };
-            if let Some(bus) = BusWidth::from_bits(c.bus_width) {
-                config.bus = bus;
-            }
-            config.coherent &= c.dma_coherent;
-            let zdma = Zdma::new(config, port(&name, c.dma_coherent, true), line);
-            engines.push(EngineSlot {
-                name: name.into(),
-                path: c.node.path.clone(),
-                base: c.region.base,
-                size: c.region.size,
-                stream,
-                interrupt: irq,
-                coherent: c.dma_coherent,
-                bus_width: c.bus_width,
-                engine: EngineKind::Zdma(Arc::new(Mutex::new(zdma))),
-            });
+        for (i, c) in description.dma_channels.iter().enumerate().filter(|(_, c)| c.node.available) {
+            engines.push(wiring.channel(i, c));
         }
-        for (i, w) in description.pl_writers.iter().enumerate() {
-            let Some(stream) = w.streams.first() else { continue };
-            if !w.node.available {
-                continue;
-            }
-            let name = format!("pl-writer{i}");
-            let base = portcullis_arch::StreamId(stream.get() & !0x3f);
-            let config = PlWriterConfig { axprot: w.ax_prot, ..PlWriterConfig::new(base) };
-            let writer = PlWriter::new(config, port(&name, w.dma_coherent, true));
-            engines.push(EngineSlot {
-                name: name.into(),
-                path: w.node.path.clone(),
-                base: w.region.base,
-                size: w.region.size,
-                stream,
-                interrupt: None,
-                coherent: w.dma_coherent,
-                bus_width: 32,
-                engine: EngineKind::PlWriter(Arc::new(Mutex::new(writer))),
-            });
+        for (i, w) in description.pl_writers.iter().enumerate().filter(|(_, w)| w.node.available) {
+            engines.push(wiring.writer(i, w));
         }
-        Ok(Arc::new(Self { description, memory, smmu, smmu_interrupts, engines, pool, tracer }))
+        Ok(Arc::new(Self { description, memory, smmus, engines, pool, tracer }))
     }
+}
+
+/// What engines are connected to.
+struct Wiring<'a> {
+    description: &'a MachineDescription,
+    memory: &'a SystemMemory,
+    smmus: &'a [SmmuSlot],
+    tracer: &'a Arc<Tracer>,
+    options: Options,
+}
+
+impl Wiring<'_> {
+    /// The SMMU on a master's way, if it is in use: the one that its node names, or else the chip's. A master of which
+    /// nobody knows a stream is not known to pass one.
+    fn smmu_of(&self, streams: &Streams) -> Option<&SmmuSlot> {
+        streams.first()?;
+        let index = match streams.declared.first() {
+            Some(declared) => declared.smmu,
+            None => self.description.smmu()?.0,
+        };
+        self.smmus.iter().find(|s| s.index == index)
+    }
+
+    fn port(&self, name: &str, coherent: bool, smmu: Option<&SmmuSlot>) -> Box<dyn DmaPort> {
+        let view = self.memory.view(if coherent { View::Coherent } else { View::NonCoherent }, name);
+        let tracer = || self.tracer.clone();
+        match (smmu, self.options.plain_ports) {
+            (Some(smmu), true) => Box::new(smmu.model.port(view)),
+            (Some(smmu), false) => Box::new(TracingPort::new(smmu.model.port(view), tracer(), name)),
+            (None, true) => Box::new(DirectPort::new(view)),
+            (None, false) => Box::new(TracingPort::direct(view, tracer(), name)),
+        }
+    }
+
+    fn channel(&self, i: usize, c: &DmaChannel) -> EngineSlot {
+        let name = channel_name(c, i);
+        let smmu = self.smmu_of(&c.streams);
+        let stream = c.streams.first().unwrap_or_default();
+        let irq = c.interrupt.as_ref().and_then(spi);
+        let line = irq.map_or_else(IrqLine::unconnected, |n| IrqLine::new(self.tracer.clone(), n));
+        let mut config = if c.bus_width == 128 { ZdmaConfig::fpd(stream) } else { ZdmaConfig::lpd(stream) };
+        if let Some(bus) = BusWidth::from_bits(c.bus_width) {
+            config.bus = bus;
+        }
+        config.coherent &= c.dma_coherent;
+        let zdma = Zdma::new(config, self.port(&name, c.dma_coherent, smmu), line);
+        EngineSlot {
+            name: name.into(),
+            path: c.node.path.clone(),
+            base: c.region.base,
+            size: c.region.size,
+            stream,
+            interrupt: irq,
+            smmu: smmu.map(|s| s.index),
+            coherent: c.dma_coherent,
+            bus_width: c.bus_width,
+            engine: EngineKind::Zdma(Arc::new(Mutex::new(zdma))),
+        }
+    }
+
+    fn writer(&self, i: usize, w: &PlWriterNode) -> EngineSlot {
+        let name = format!("pl-writer{i}");
+        let behind = w.port.info().path != SmmuPath::NotBehind;
+        let smmu = self.smmu_of(&w.streams).filter(|_| behind);
+        let stream = w.streams.first().unwrap_or_default();
+        // What the port adds its AXI IDs to; without a port that is known, the stream that the tree names.
+        let base = w.port.stream_base().unwrap_or(StreamId(stream.get() & !0x3f));
+        let config = PlWriterConfig { axprot: w.ax_prot, axi_id: w.axi_id, port_base: base };
+        let writer = PlWriter::new(config, self.port(&name, w.dma_coherent, smmu));
+        EngineSlot {
+            name: name.into(),
+            path: w.node.path.clone(),
+            base: w.region.base,
+            size: w.region.size,
+            stream,
+            interrupt: None,
+            smmu: smmu.map(|s| s.index),
+            coherent: w.dma_coherent,
+            bus_width: 32,
+            engine: EngineKind::PlWriter(Arc::new(Mutex::new(writer))),
+        }
+    }
+}
+
+/// The SMMUs in use. The first one is the chip's where there are several.
+fn build_smmus(
+    description: &MachineDescription,
+    memory: &SystemMemory,
+    tracer: &Arc<Tracer>,
+) -> Result<Vec<SmmuSlot>, BuildError> {
+    let in_use = || description.smmus.iter().enumerate().filter(|(_, s)| s.node.available);
+    let alone = in_use().count() == 1;
+    let mut smmus = Vec::new();
+    for (index, s) in in_use() {
+        let name: Arc<str> = if alone { "smmu".into() } else { s.node.name.as_str().into() };
+        let walker = format!("{name} table walker");
+        let model = build_smmu(s, memory, &walker, tracer)
+            .map_err(|error| BuildError::Smmu { path: s.node.path.clone(), error })?;
+        let mut interrupts: Vec<u32> = s.interrupts.iter().filter_map(spi).collect();
+        interrupts.sort_unstable();
+        interrupts.dedup();
+        let (base, size) = (s.region.base, s.region.size);
+        smmus.push(SmmuSlot { index, name, base, size, interrupts, model });
+    }
+    Ok(smmus)
+}
+
+/// A generic SMMU has as many context banks as its window has room for.
+fn generic_config(s: &Smmu) -> Config {
+    let banks = (s.region.size / 0x2000).clamp(1, 128) as u8;
+    Config { context_banks: banks, coherent_walk: s.dma_coherent, ..Config::default() }
 }
 
 fn build_smmu(
     s: &Smmu,
     memory: &SystemMemory,
+    walker: &str,
     tracer: &Arc<Tracer>,
 ) -> Result<Arc<SmmuV2<SystemMemory>>, ConfigError> {
     let config = match s.kind {
         crate::compatible::Kind::Mmu500 => Config::mmu500_zynqmp(),
-        _ => Config::default(),
+        _ => generic_config(s),
     };
     let view = if s.dma_coherent { View::Coherent } else { View::NonCoherent };
-    let walker = memory.view(view, "smmu table walker");
-    let line = |i: usize| s.interrupts.get(i).and_then(spi).map(|n| IrqLine::new(tracer.clone(), n));
+    let walker = memory.view(view, walker);
+    // A line that is not wired keeps its place: the next one belongs to the next context bank.
+    let line = |i: &Interrupt| {
+        spi(i).map_or_else(IrqLine::unconnected, |number| IrqLine::new(tracer.clone(), number))
+    };
     let first = s.interrupts.first().and_then(spi);
     let combined = s.interrupts.iter().all(|i| spi(i) == first);
     let interrupts = match first {
-        None => Interrupts::default(),
         Some(n) if combined => Interrupts::combined(tracer.clone(), n),
-        Some(_) => {
+        _ => {
+            let (global, context) = s.interrupts.split_at(s.global_interrupts.min(s.interrupts.len()));
             let mut wires = Interrupts::default();
-            if s.global_interrupts > 0 {
-                wires.global[0] = line(0).unwrap_or_else(IrqLine::unconnected);
+            if let Some(global) = global.first() {
+                wires.global[0] = line(global);
             }
-            wires.context = (s.global_interrupts..s.interrupts.len()).filter_map(line).collect();
+            wires.context = context.iter().map(line).collect();
             wires
         }
     };
@@ -225,8 +281,10 @@ fn place_pool(description: &MachineDescription, memory: &SystemMemory) -> Result
     let (start, end) = free.into_iter().max_by_key(|(a, b)| b - a).ok_or(BuildError::NoPool)?;
     for order in (20..=28).rev() {
         let size = 1u64 << order;
-        let base = (start + (end - start) / 4).next_multiple_of(size);
-        if base + size <= end {
+        let base = (start + (end - start) / 4).checked_next_multiple_of(size);
+        if let Some(base) = base
+            && base.checked_add(size).is_some_and(|last| last <= end)
+        {
             return Ok(Pool::new(Pa(base), order));
         }
     }

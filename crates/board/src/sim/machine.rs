@@ -11,7 +11,7 @@ use portcullis_smmuv2::SmmuV2;
 use crate::MachineDescription;
 use crate::sim::platform::{Clock, Memory, Registers};
 use crate::sim::pool::Pool;
-use crate::sim::trace::{EventKind, Tracer};
+use crate::sim::trace::Tracer;
 
 /// An engine of the machine.
 #[derive(Clone)]
@@ -36,6 +36,9 @@ pub struct EngineSlot {
     pub stream: StreamId,
     /// Its interrupt (SPI), if it has one.
     pub interrupt: Option<u32>,
+    /// The SMMU it is behind (index in [`MachineDescription::smmus`]); `None` if it reaches memory directly, because no SMMU
+    /// is on its way or the one there is not in use.
+    pub smmu: Option<usize>,
     /// Its DMA is coherent with the CPU's caches.
     pub coherent: bool,
     /// Bits of its data bus; 0 where it does not say.
@@ -65,6 +68,22 @@ impl EngineSlot {
     }
 }
 
+/// An SMMU in its place.
+pub struct SmmuSlot {
+    /// Index in [`MachineDescription::smmus`].
+    pub index: usize,
+    /// Name of its register window in the record: `smmu` for the only one, else its node's name.
+    pub name: Arc<str>,
+    /// Physical address of its registers.
+    pub base: Pa,
+    /// Size of its register window.
+    pub size: u64,
+    /// Its interrupt lines (SPI numbers), each once.
+    pub interrupts: Vec<u32>,
+    /// The model.
+    pub model: Arc<SmmuV2<SystemMemory>>,
+}
+
 /// Engines that did not come to rest.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("after {steps} steps these engines are still at work: {}", engines.join(", "))]
@@ -79,8 +98,7 @@ pub struct Stuck {
 pub struct Machine {
     pub(crate) description: MachineDescription,
     pub(crate) memory: SystemMemory,
-    pub(crate) smmu: Option<Arc<SmmuV2<SystemMemory>>>,
-    pub(crate) smmu_interrupts: Vec<u32>,
+    pub(crate) smmus: Vec<SmmuSlot>,
     pub(crate) engines: Vec<EngineSlot>,
     pub(crate) pool: Arc<Pool>,
     pub(crate) tracer: Arc<Tracer>,
@@ -95,13 +113,17 @@ impl Machine {
     pub fn memory(&self) -> &SystemMemory {
         &self.memory
     }
-    /// The SMMU, if the tree has one that is enabled.
-    pub fn smmu(&self) -> Option<&Arc<SmmuV2<SystemMemory>>> {
-        self.smmu.as_ref()
+    /// The SMMUs in use, in the order of the tree.
+    pub fn smmus(&self) -> &[SmmuSlot] {
+        &self.smmus
     }
-    /// The SMMU's interrupt lines (SPI numbers), each once.
-    pub fn smmu_interrupts(&self) -> &[u32] {
-        &self.smmu_interrupts
+    /// The SMMU with this index in the description, if it is in use.
+    pub fn smmu_at(&self, index: usize) -> Option<&SmmuSlot> {
+        self.smmus.iter().find(|s| s.index == index)
+    }
+    /// The SMMU, if the tree has one that is enabled; the first of several.
+    pub fn smmu(&self) -> Option<&Arc<SmmuV2<SystemMemory>>> {
+        self.smmus.first().map(|s| &s.model)
     }
     /// Its engines, in the order of the tree.
     pub fn engines(&self) -> &[EngineSlot] {
@@ -124,10 +146,13 @@ impl Machine {
     pub fn clock(self: &Arc<Self>) -> Clock {
         Clock::new(Arc::downgrade(self), self.tracer.clone())
     }
-    /// The SMMU's registers for (non-secure) drivers.
+    /// The registers of [`smmu`](Self::smmu) for (non-secure) drivers.
     pub fn smmu_registers(&self) -> Option<Registers> {
-        let smmu = self.smmu.as_ref()?;
-        Some(Registers::new(Arc::new(smmu.window(false)), "smmu", self.tracer.clone()))
+        self.smmus.first().map(|s| self.registers_of(s))
+    }
+    /// An SMMU's registers for (non-secure) drivers.
+    pub fn registers_of(&self, smmu: &SmmuSlot) -> Registers {
+        Registers::new(Arc::new(smmu.model.window(false)), &smmu.name, self.tracer.clone())
     }
     /// An engine's registers for drivers.
     pub fn engine_registers(&self, engine: &EngineSlot) -> Registers {
@@ -136,58 +161,63 @@ impl Machine {
 
     /// A register window by physical address: the device's name, its registers, and the offset of `pa` in them.
     pub fn window_at(&self, pa: Pa) -> Result<(Registers, u64), BusError> {
-        if let Some((_, smmu)) = self.description.smmu()
-            && let Some(registers) = self.smmu_registers()
-            && let Some(offset) = pa.get().checked_sub(smmu.region.base.get())
-            && offset < smmu.region.size
-        {
-            return Ok((registers, offset));
-        }
-        self.engines
-            .iter()
-            .find_map(|e| {
-                let offset = pa.get().checked_sub(e.base.get()).filter(|o| *o < e.size)?;
-                Some((self.engine_registers(e), offset))
-            })
-            .ok_or(BusError::Decode)
+        let inside = |base: Pa, size: u64| pa.get().checked_sub(base.get()).filter(|o| *o < size);
+        let smmu = self.smmus.iter().find_map(|s| Some((self.registers_of(s), inside(s.base, s.size)?)));
+        let engine =
+            || self.engines.iter().find_map(|e| Some((self.engine_registers(e), inside(e.base, e.size)?)));
+        smmu.or_else(engine).ok_or(BusError::Decode)
     }
 
-    /// Steps every engine once. True if one worked.
+    /// Steps every engine once. True if one worked and has more to do.
     pub fn step(&self) -> bool {
-        let mut worked = false;
-        for engine in &self.engines {
-            worked |= engine.step(self.tracer.now()) == Activity::Busy;
-        }
+        self.step_all() == Activity::Busy
+    }
+
+    /// Steps every engine once and says what the most active one did.
+    fn step_all(&self) -> Activity {
+        let rank = |a: &Activity| match a {
+            Activity::Busy => (0, 0),
+            Activity::Until(at) => (1, *at),
+            Activity::Stalled => (2, 0),
+            Activity::Idle => (3, 0),
+        };
+        let done = self.engines.iter().map(|e| e.step(self.tracer.now())).min_by_key(rank);
         self.tracer.advance(10);
         self.note_stale_reads();
-        worked
+        done.unwrap_or(Activity::Idle)
     }
 
-    /// Runs until every engine is idle or stalled.
+    /// Runs until every engine is idle or stalled; time passes where they wait for it.
     ///
     /// # Errors
     /// Some engine still works after `max_steps` steps.
     pub fn run(&self, max_steps: u64) -> Result<(), Stuck> {
         for _ in 0..max_steps {
-            if !self.step() {
-                return Ok(());
+            match self.step_all() {
+                Activity::Busy => {}
+                Activity::Until(at) => self.tracer.advance_to(at),
+                Activity::Stalled | Activity::Idle => return Ok(()),
             }
         }
         let now = self.tracer.now();
-        let busy = self.engines.iter().filter(|e| e.step(now) == Activity::Busy);
-        Err(Stuck { steps: max_steps, engines: busy.map(|e| e.name.to_string()).collect() })
+        let at_work = |e: &&EngineSlot| matches!(e.step(now), Activity::Busy | Activity::Until(_));
+        let engines: Vec<String> = self.engines.iter().filter(at_work).map(|e| e.name.to_string()).collect();
+        if engines.is_empty() { Ok(()) } else { Err(Stuck { steps: max_steps, engines }) }
     }
 
     /// Runs until the engines rest or the clock reaches `until`.
     pub(crate) fn run_until(&self, until: u64) {
-        while self.tracer.now() < until && self.step() {}
+        while self.tracer.now() < until {
+            match self.step_all() {
+                Activity::Busy => {}
+                Activity::Until(at) if at < until => self.tracer.advance_to(at),
+                _ => return,
+            }
+        }
     }
 
     fn note_stale_reads(&self) {
-        let Some(cache) = self.memory.cpu_cache() else { return };
-        for report in cache.take_reports().0 {
-            self.tracer.push(0, EventKind::Stale(report));
-        }
+        self.tracer.note_stale_reads(&self.memory);
     }
 
     /// The CPU reads memory; stale reads are written down.

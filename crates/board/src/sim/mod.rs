@@ -13,7 +13,7 @@ mod port;
 pub mod trace;
 
 pub use build::{BuildError, Options};
-pub use machine::{EngineKind, EngineSlot, Machine, Stuck};
+pub use machine::{EngineKind, EngineSlot, Machine, SmmuSlot, Stuck};
 pub use platform::{Clock, Memory, Registers};
 pub use pool::Pool;
 pub use port::TracingPort;

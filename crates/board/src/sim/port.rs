@@ -3,10 +3,12 @@
 use std::sync::Arc;
 
 use portcullis_arch::{Access, Iova};
+use portcullis_bus::dma::DirectPort;
 use portcullis_bus::{
     CopyError, CopySide, DmaError, DmaFault, DmaPort, Initiator, StallState, StallTag, SystemMemory,
 };
-use portcullis_smmuv2::{BypassReason, Outcome, Port};
+use portcullis_smmuv2::{BypassReason, Explanation, Outcome, Port};
+use portcullis_walk::{AccessKind, CachedEntry, Tcu as _};
 
 use crate::sim::trace::{EventKind, Fault, Tracer, TransactionEvent};
 
@@ -18,21 +20,57 @@ fn cost(len: usize) -> u64 {
 /// Pages of one transaction whose translation is looked at.
 const MAX_PAGES: usize = 1024;
 
-/// A port of the SMMU with a record of its transactions.
+/// Where an engine's transactions go.
+enum Way {
+    Smmu(Box<Port<SystemMemory>>),
+    Direct(DirectPort<SystemMemory>),
+}
+
+/// An engine's port with a record of its transactions.
 pub struct TracingPort {
-    port: Port<SystemMemory>,
+    way: Way,
+    memory: SystemMemory,
     tracer: Arc<Tracer>,
     engine: Arc<str>,
 }
 
+/// A refusal, or a passage that nobody asked for.
+fn is_fault(outcome: &Outcome) -> bool {
+    match outcome {
+        Outcome::Translated { .. } => false,
+        Outcome::Bypass { reason, .. } => matches!(reason, BypassReason::Unmatched | BypassReason::Conflict),
+        _ => true,
+    }
+}
+
+/// What the TLB will answer instead of the tables.
+fn used(explanation: &Explanation, cached: Option<CachedEntry>) -> Option<CachedEntry> {
+    let (Outcome::Translated { incoming, .. } | Outcome::Fault { incoming, .. }) = explanation.outcome else {
+        return None;
+    };
+    cached.filter(|c| c.perms.allows(AccessKind::new(explanation.access, incoming)))
+}
+
 impl TracingPort {
-    /// Wraps `port` of the engine called `engine`.
+    /// Wraps the port of an SMMU that the engine called `engine` is behind.
     pub fn new(port: Port<SystemMemory>, tracer: Arc<Tracer>, engine: &str) -> Self {
-        Self { port, tracer, engine: engine.into() }
+        Self { memory: port.memory().clone(), way: Way::Smmu(Box::new(port)), tracer, engine: engine.into() }
+    }
+
+    /// Wraps the port of an engine that reaches memory without an SMMU.
+    pub fn direct(memory: SystemMemory, tracer: Arc<Tracer>, engine: &str) -> Self {
+        Self { way: Way::Direct(DirectPort::new(memory.clone())), memory, tracer, engine: engine.into() }
+    }
+
+    fn port(&mut self) -> &mut dyn DmaPort {
+        match &mut self.way {
+            Way::Smmu(port) => &mut **port,
+            Way::Direct(port) => port,
+        }
     }
 
     /// Looks at the translations that a transaction is about to use: all of them if the tracer wants that, and the
-    /// first one that fails in any case.
+    /// first one that fails in any case. The look is not part of the machine: it leaves no trace in SMMU or caches.
     fn look(&mut self, from: Initiator, iova: Iova, len: usize, access: Access) -> TransactionEvent {
         let mut event = TransactionEvent {
             engine: self.engine.clone(),
@@ -44,6 +82,7 @@ impl TracingPort {
             translations: Vec::new(),
             fault: None,
         };
+        let Way::Smmu(port) = &mut self.way else { return event };
         let explain = self.tracer.wants_explanations();
         let mut at = 0;
         for _ in 0..MAX_PAGES {
@@ -51,70 +90,95 @@ impl TracingPort {
                 break;
             }
             let va = iova.wrapping_add(at as u64);
-            let cached = self.port.cached(&from, va);
-            let explanation = self.port.tcu().explain(from, va, access);
-            let size = match &explanation.outcome {
-                Outcome::Translated { walked, .. } => 1u64 << walked.size_log2,
-                _ => 4096,
+            let explanation = explain_quietly(port, from, va, access);
+            let cached = used(&explanation, port.cached(&from, va));
+            let (size_log2, stale) = match (&explanation.outcome, &cached) {
+                (Outcome::Translated { walked, .. }, Some(c)) => (c.size_log2, c.pa.get() != walked.pa),
+                (Outcome::Translated { walked, .. }, None) => (walked.size_log2, false),
+                (_, Some(c)) => (c.size_log2, true),
+                (_, None) => (12, false),
             };
-            let refused = match &explanation.outcome {
-                Outcome::Translated { .. } => false,
-                Outcome::Bypass { reason, .. } => {
-                    matches!(reason, BypassReason::Unmatched | BypassReason::Conflict)
-                }
-                _ => true,
-            };
-            let hit_disagrees = match (&explanation.outcome, &cached) {
-                (Outcome::Translated { walked, .. }, Some(c)) => c.pa.get() != walked.pa,
-                (Outcome::Fault { .. }, Some(_)) => true,
-                _ => false,
-            };
-            if (refused || hit_disagrees) && event.fault.is_none() {
+            let refused = is_fault(&explanation.outcome);
+            if (refused || stale) && event.fault.is_none() {
                 event.fault = Some(Fault { explanation: explanation.clone(), cached });
             }
             if explain {
                 event.translations.push((explanation, cached));
             }
-            if refused && !hit_disagrees {
+            if refused && !stale {
                 break;
             }
+            let size = 1u64 << size_log2;
             at += usize::try_from(size - (va.get() & (size - 1))).unwrap_or(len);
         }
         event
     }
 
-    fn report(&self, mut event: TransactionEvent, error: Option<(usize, DmaFault)>) {
-        event.error = error;
-        self.tracer.push(cost(event.len), EventKind::Transaction(Box::new(event)));
+    /// Writes a transaction down of which `done` bytes went through, and which ended with `error` or with none of its own.
+    fn report(&mut self, mut event: TransactionEvent, done: usize, error: Option<DmaFault>) {
+        event.error = error.map(|fault| (done, fault));
+        if let (None, Some(fault), Way::Smmu(port)) = (error, &mut event.fault, &mut self.way) {
+            let Explanation { from, va, .. } = fault.explanation;
+            let offset = va.get().wrapping_sub(event.iova.get());
+            if offset >= done as u64 {
+                // The other side of the copy ended it before.
+                event.fault = None;
+            } else if fault.cached.is_none() {
+                // It went through all the same: the port knew an entry again as soon as it had looked up the stream.
+                fault.cached = used(&fault.explanation, port.cached(&from, va));
+            }
+        }
+        // What was stale on the way comes before what it led to.
+        self.tracer.note_stale_reads(&self.memory);
+        self.tracer.push(cost(done), EventKind::Transaction(Box::new(event)));
+    }
+
+    fn end(&mut self, event: TransactionEvent, result: Result<(), DmaError>) -> Result<(), DmaError> {
+        match result {
+            Ok(()) => {
+                let len = event.len;
+                self.report(event, len, None);
+            }
+            Err(e) => self.report(event, e.done, Some(e.fault)),
+        }
+        result
+    }
+}
+
+/// Explains without reports of stale reads: nobody has read anything yet.
+fn explain_quietly(port: &Port<SystemMemory>, from: Initiator, va: Iova, access: Access) -> Explanation {
+    let explain = || port.tcu().explain(from, va, access);
+    match port.tcu().walker().cpu_cache() {
+        Some(cache) => cache.unreported(explain),
+        None => explain(),
     }
 }
 
 impl DmaPort for TracingPort {
     fn read(&mut self, from: Initiator, addr: Iova, buf: &mut [u8]) -> Result<(), DmaError> {
         let event = self.look(from, addr, buf.len(), Access::Read);
-        let result = self.port.read(from, addr, buf);
-        self.report(event, result.err().map(|e| (e.done, e.fault)));
-        result
+        let result = self.port().read(from, addr, buf);
+        self.end(event, result)
     }
 
     fn write(&mut self, from: Initiator, addr: Iova, buf: &[u8]) -> Result<(), DmaError> {
         let event = self.look(from, addr, buf.len(), Access::Write);
-        let result = self.port.write(from, addr, buf);
-        self.report(event, result.err().map(|e| (e.done, e.fault)));
-        result
+        let result = self.port().write(from, addr, buf);
+        self.end(event, result)
     }
 
     fn copy(&mut self, src: (Initiator, Iova), dst: (Initiator, Iova), len: usize) -> Result<(), CopyError> {
         let read = self.look(src.0, src.1, len, Access::Read);
         let write = self.look(dst.0, dst.1, len, Access::Write);
-        let result = self.port.copy(src, dst, len);
-        let error = |side| result.err().filter(|e| e.side == side).map(|e| (e.error.done, e.error.fault));
-        self.report(read, error(CopySide::Source));
-        self.report(write, error(CopySide::Destination));
+        let result = self.port().copy(src, dst, len);
+        let done = result.err().map_or(len, |e| e.error.done);
+        let error = |side| result.err().filter(|e| e.side == side).map(|e| e.error.fault);
+        self.report(read, done, error(CopySide::Source));
+        self.report(write, done, error(CopySide::Destination));
         result
     }
 
     fn stall_state(&mut self, tag: StallTag) -> StallState {
-        self.port.stall_state(tag)
+        self.port().stall_state(tag)
     }
 }

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use portcullis_arch::{Access, Iova, StreamId};
-use portcullis_bus::{DmaFault, InterruptSink, IrqLevels, StaleRead};
+use portcullis_bus::{DmaFault, InterruptSink, IrqLevels, StaleRead, SystemMemory};
 use portcullis_smmuv2::Explanation;
 use portcullis_walk::CachedEntry;
 
@@ -67,7 +67,8 @@ pub struct TransactionEvent {
     pub error: Option<(usize, DmaFault)>,
     /// The translations of its pages, where they were asked for.
     pub translations: Vec<(Explanation, Option<CachedEntry>)>,
-    /// The IOMMU refused it, or let it pass untranslated although nobody told it to.
+    /// The IOMMU refused it, or let it pass untranslated although nobody told it to, or answered from a TLB entry that the
+    /// tables no longer say (then `cached` has it).
     pub fault: Option<Fault>,
 }
 
@@ -76,7 +77,7 @@ pub struct TransactionEvent {
 pub struct Fault {
     /// The translation that failed.
     pub explanation: Explanation,
-    /// What the port's TLB held for it.
+    /// What the port's TLB held for it and allowed this access.
     pub cached: Option<CachedEntry>,
 }
 
@@ -133,6 +134,11 @@ impl Tracer {
         self.now.fetch_add(ns, Ordering::Relaxed);
     }
 
+    /// Lets time pass until `at`, unless it is later already.
+    pub fn advance_to(&self, at: u64) {
+        self.now.fetch_max(at, Ordering::Relaxed);
+    }
+
     /// True if register accesses are written down.
     pub fn wants_registers(&self) -> bool {
         self.registers.load(Ordering::Relaxed)
@@ -154,6 +160,18 @@ impl Tracer {
         }
     }
 
+    /// Writes down the stale reads that a memory has seen.
+    pub fn note_stale_reads(&self, memory: &SystemMemory) {
+        let Some(cache) = memory.cpu_cache() else { return };
+        let (reports, lost) = cache.take_reports();
+        for report in reports {
+            self.push(0, EventKind::Stale(report));
+        }
+        if lost > 0 {
+            self.lock().lost += lost;
+        }
+    }
+
     /// The events since the last call, and how many more there were than are kept.
     pub fn take(&self) -> (Vec<Event>, u64) {
         let mut log = self.lock();
@@ -168,7 +186,8 @@ impl Tracer {
 
 impl InterruptSink for Tracer {
     fn set_level(&self, line: u32, high: bool) {
-        self.lines.set_level(line, high);
-        self.push(0, EventKind::Interrupt { line, high });
+        if self.lines.drive(line, high) {
+            self.push(0, EventKind::Interrupt { line, high });
+        }
     }
 }

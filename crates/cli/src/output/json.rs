@@ -1,6 +1,6 @@
 //! One JSON object a line.
 
-use std::io::Write;
+use std::io::{self, Write};
 
 use super::{Item, Sink};
 
@@ -8,10 +8,9 @@ use super::{Item, Sink};
 pub struct Json;
 
 impl Sink for Json {
-    fn emit(&mut self, item: &Item) {
-        // A closed pipe ends the printing, not the run.
-        if let Ok(line) = serde_json::to_string(item) {
-            let _ = writeln!(std::io::stdout(), "{line}");
-        }
+    fn emit(&mut self, item: &Item) -> io::Result<()> {
+        let mut line = serde_json::to_string(item)?;
+        line.push('\n');
+        io::stdout().write_all(line.as_bytes())
     }
 }

@@ -3,6 +3,10 @@
 pub mod human;
 pub mod json;
 pub mod perfetto;
+mod repeat;
+mod wrap;
+
+use std::io;
 
 use portcullis_explain::{Cause, Story};
 use serde::Serialize;
@@ -44,7 +48,7 @@ pub enum Item {
         /// Its stream.
         stream: u32,
         /// `read` or `write`.
-        access: String,
+        access: &'static str,
         /// First address.
         iova: String,
         /// Bytes.
@@ -54,7 +58,7 @@ pub enum Item {
         /// What came back, if not success.
         error: Option<String>,
     },
-    /// Why a transaction did not get through (or passed although nothing told it to).
+    /// Why a transaction did not get through, or passed although nothing told it to.
     Fault {
         /// The engine.
         engine: String,
@@ -72,18 +76,21 @@ pub enum Item {
     },
     /// A read returned old data.
     Stale {
-        /// What and why.
+        /// Who read.
+        reader: String,
+        /// The aligned 8 bytes in which the first difference lies.
+        pa: String,
+        /// What the reader got there.
+        seen: String,
+        /// What had been written.
+        current: String,
+        /// `clean` or `invalidate`.
+        missing: String,
+        /// All of it in a sentence.
         text: String,
     },
     /// What the operating system logged about a fault.
-    Report {
-        /// The device it was routed to.
-        device: Option<String>,
-        /// The report.
-        text: String,
-        /// The lines Linux would print.
-        kernel: Vec<String>,
-    },
+    Report(Report),
     /// An expectation.
     Check {
         /// It held.
@@ -115,15 +122,69 @@ pub enum Item {
     },
 }
 
+/// A fault as the operating system sees it: from the SMMU's registers, after its interrupt.
+#[derive(Clone, Debug, Serialize)]
+pub struct Report {
+    /// The device it was routed to.
+    pub device: Option<String>,
+    /// Why, such as `translation fault`.
+    pub reason: String,
+    /// Its stream.
+    pub stream: Option<u32>,
+    /// The address.
+    pub iova: String,
+    /// `read` or `write`.
+    pub access: String,
+    /// 1 or 2.
+    pub stage: Option<u8>,
+    /// 0 to 3.
+    pub level: Option<u8>,
+    /// The context bank.
+    pub bank: Option<u8>,
+    /// It waits for RESUME.
+    pub stalled: bool,
+    /// All of it in a sentence.
+    pub text: String,
+    /// The lines Linux would print.
+    pub kernel: Vec<String>,
+}
+
 /// Where items go.
 pub trait Sink {
     /// Prints one.
-    fn emit(&mut self, item: &Item);
+    ///
+    /// # Errors
+    /// Those of the output.
+    fn emit(&mut self, item: &Item) -> io::Result<()>;
 }
 
-/// Prints nothing.
-pub struct Nowhere;
+/// A sink that notices when nobody reads any more. The run goes on: its result and its trace still count.
+pub struct Output {
+    sink: Box<dyn Sink>,
+    error: Option<io::Error>,
+}
 
-impl Sink for Nowhere {
-    fn emit(&mut self, _: &Item) {}
+impl Output {
+    /// Output to `sink`.
+    pub fn new(sink: Box<dyn Sink>) -> Self {
+        Self { sink, error: None }
+    }
+
+    /// Prints an item, unless printing failed before.
+    pub fn emit(&mut self, item: &Item) {
+        if self.error.is_none() {
+            self.error = self.sink.emit(item).err();
+        }
+    }
+
+    /// The error that ended the printing. A closed pipe is none: whoever closed it has seen enough.
+    ///
+    /// # Errors
+    /// Any other error.
+    pub fn finish(&mut self) -> io::Result<()> {
+        match self.error.take() {
+            Some(e) if e.kind() != io::ErrorKind::BrokenPipe => Err(e),
+            _ => Ok(()),
+        }
+    }
 }

@@ -2,45 +2,69 @@
 //! per engine and register window, simulated time.
 
 use std::collections::BTreeMap;
+use std::io::{self, Write};
 
 use portcullis_board::sim::{Event, EventKind};
 use serde_json::{Value, json};
 
-/// Collects the events of a run.
-#[derive(Default)]
-pub struct Trace {
-    events: Vec<Value>,
+/// Writes the events of a run to a file as they come.
+pub struct Trace<W> {
+    file: W,
     scenarios: u32,
+    events: u64,
 }
 
-impl Trace {
+impl<W: Write> Trace<W> {
+    /// Begins a trace.
+    ///
+    /// # Errors
+    /// Those of the file.
+    pub fn new(mut file: W) -> io::Result<Self> {
+        file.write_all(b"{\"displayTimeUnit\":\"ns\",\"traceEvents\":[")?;
+        Ok(Self { file, scenarios: 0, events: 0 })
+    }
+
+    fn put(&mut self, event: &Value) -> io::Result<()> {
+        let comma = if self.events > 0 { "," } else { "" };
+        self.events += 1;
+        write!(self.file, "{comma}\n{event}")
+    }
+
     /// Adds the events of one scenario.
-    pub fn add(&mut self, scenario: &str, events: &[Event]) {
+    ///
+    /// # Errors
+    /// Those of the file.
+    pub fn add(&mut self, scenario: &str, events: &[Event]) -> io::Result<()> {
         self.scenarios += 1;
         let pid = self.scenarios;
-        self.events.push(json!({"ph": "M", "pid": pid, "name": "process_name", "args": {"name": scenario}}));
+        self.put(&json!({"ph": "M", "pid": pid, "name": "process_name", "args": {"name": scenario}}))?;
         let mut tracks = BTreeMap::new();
         for event in events {
             let (track, name, args) = describe(&event.kind);
             let next = tracks.len() as u32 + 1;
-            let tid = *tracks.entry(track.clone()).or_insert_with(|| {
+            let tid = *tracks.entry(track.clone()).or_insert(next);
+            if tid == next {
                 let args = json!({"name": track});
-                self.events
-                    .push(json!({"ph": "M", "pid": pid, "tid": next, "name": "thread_name", "args": args}));
-                next
-            });
+                self.put(&json!({"ph": "M", "pid": pid, "tid": tid, "name": "thread_name", "args": args}))?;
+            }
             let (ts, dur) = (event.at as f64 / 1000.0, event.lasted as f64 / 1000.0);
-            self.events.push(if event.lasted > 0 {
+            self.put(&if event.lasted > 0 {
                 json!({"ph": "X", "pid": pid, "tid": tid, "name": name, "ts": ts, "dur": dur, "args": args})
             } else {
                 json!({"ph": "i", "s": "t", "pid": pid, "tid": tid, "name": name, "ts": ts, "args": args})
-            });
+            })?;
         }
+        Ok(())
     }
 
-    /// The file's contents.
-    pub fn finish(self) -> String {
-        json!({"displayTimeUnit": "ns", "traceEvents": self.events}).to_string()
+    /// Ends the trace and gives the file back.
+    ///
+    /// # Errors
+    /// Those of the file.
+    pub fn finish(mut self) -> io::Result<W> {
+        self.file.write_all(b"\n]}\n")?;
+        self.file.flush()?;
+        Ok(self.file)
     }
 }
 
@@ -54,7 +78,7 @@ fn describe(kind: &EventKind) -> (String, String, Value) {
         ),
         EventKind::Transaction(t) => (
             t.engine.to_string(),
-            format!("{} {}", t.access, t.iova),
+            format!("{} {:#x}", t.access, t.iova),
             json!({
                 "stream": format!("{:#x}", t.stream),
                 "iova": format!("{:#x}", t.iova),
@@ -69,5 +93,31 @@ fn describe(kind: &EventKind) -> (String, String, Value) {
         ),
         EventKind::Stale(s) => ("stale reads".into(), "stale read".into(), json!({"text": s.to_string()})),
         EventKind::Note(text) => ("steps".into(), text.clone(), json!({})),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_trace_is_json_with_one_track_per_source() {
+        let note = |at, text: &str| Event { at, lasted: 0, kind: EventKind::Note(text.into()) };
+        let high = Event { at: 1500, lasted: 0, kind: EventKind::Interrupt { line: 155, high: true } };
+        let mut trace = Trace::new(Vec::new()).unwrap();
+        trace.add("one", &[note(0, "a \"quoted\" step"), high, note(2000, "b")]).unwrap();
+        trace.add("two", &[]).unwrap();
+        let value: Value = serde_json::from_slice(&trace.finish().unwrap()).unwrap();
+        let events = value["traceEvents"].as_array().unwrap();
+        let tracks = events.iter().filter(|e| e["name"] == "thread_name").count();
+        let processes = events.iter().filter(|e| e["name"] == "process_name").count();
+        assert_eq!((tracks, processes, events.len()), (2, 2, 7));
+        assert_eq!(events[4]["ts"], 1.5);
+    }
+
+    #[test]
+    fn a_trace_of_nothing_is_json() {
+        let bytes = Trace::new(Vec::new()).unwrap().finish().unwrap();
+        assert_eq!(serde_json::from_slice::<Value>(&bytes).unwrap()["traceEvents"], json!([]));
     }
 }

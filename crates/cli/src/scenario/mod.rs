@@ -1,4 +1,4 @@
-//! Scenarios: Rhai scripts that use a booted board and say what they expect.
+//! Scenarios: Rhai scripts that boot a board, drive it and say what they expect.
 //!
 //! [`run`] runs one script. `api` is what scripts can call; [`World`] is what they call it on. Scripts are bounded: a
 //! runaway loop ends with an error that names the line.
@@ -6,18 +6,24 @@
 mod api;
 mod world;
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
+use std::time::{Duration, Instant};
 
 use portcullis_board::MachineDescription;
-use rhai::{Engine, EvalAltResult};
+use portcullis_board::sim::Event;
+use rhai::{Engine, EvalAltResult, Position};
 
-use crate::output::{Item, Sink};
+use crate::output::{Item, Output};
 use crate::shipped::Scenario;
 pub use world::World;
 
-/// Operations that a script may make.
-const MAX_OPERATIONS: u64 = 50_000_000;
+/// Operations that a script may make; the shipped ones make some thousands.
+const MAX_OPERATIONS: u64 = 10_000_000;
+/// How long a script may run. It is there for scripts whose single operations are long; no other one notices it.
+const MAX_TIME: Duration = Duration::from_secs(120);
+/// Calls of a script's functions inside each other.
+const MAX_CALLS: usize = 32;
 
 /// What scripts are run with.
 #[derive(Clone)]
@@ -26,8 +32,8 @@ pub struct Settings {
     pub description: MachineDescription,
     /// Print the story of every translation.
     pub explain: bool,
-    /// Write register accesses down, for a trace file.
-    pub registers: bool,
+    /// Keep all events, for a trace file.
+    pub trace: bool,
 }
 
 /// How a scenario ended.
@@ -44,84 +50,135 @@ pub enum Verdict {
 /// What all API functions share.
 pub struct Context {
     pub settings: Settings,
-    pub sink: RefCell<Box<dyn Sink>>,
-    pub failures: RefCell<u32>,
-    pub checks: RefCell<u32>,
+    output: Rc<RefCell<Output>>,
+    failures: Cell<u32>,
+    checks: Cell<u32>,
+    /// The board that was booted last.
     pub world: RefCell<Option<Rc<World>>>,
-    pub trace: RefCell<Vec<portcullis_board::sim::Event>>,
+    /// What happened so far, if it is kept.
+    trace: RefCell<Vec<Event>>,
     /// The SMMU driver's report is printed once.
-    pub booted: std::cell::Cell<bool>,
+    pub booted: Cell<bool>,
+    /// Simulated time at which the current board was booted: its own clock began at 0 then.
+    pub epoch: Cell<u64>,
 }
 
 impl Context {
     /// Prints an item.
     pub fn emit(&self, item: Item) {
-        self.sink.borrow_mut().emit(&item);
+        self.output.borrow_mut().emit(&item);
+    }
+
+    /// Counts and prints an expectation.
+    pub fn check(&self, ok: bool, text: &str) {
+        self.checks.set(self.checks.get() + 1);
+        self.failures.set(self.failures.get() + u32::from(!ok));
+        self.emit(Item::Check { ok, text: text.into() });
+    }
+
+    /// Keeps events for the trace file, if there is one.
+    pub fn keep(&self, events: Vec<Event>) {
+        if self.settings.trace {
+            let epoch = self.epoch.get();
+            let later = |e: Event| Event { at: e.at.saturating_add(epoch), ..e };
+            self.trace.borrow_mut().extend(events.into_iter().map(later));
+        }
     }
 }
 
-/// Runs one scenario; what happens goes to `sink`. Also returns the sink, and the events for a trace file.
+/// Runs one scenario and prints what happens to `output`. Returns how it ended, and the events for a trace file.
 pub fn run(
     scenario: &Scenario,
     settings: Settings,
-    sink: Box<dyn Sink>,
-) -> (Verdict, Box<dyn Sink>, Vec<portcullis_board::sim::Event>) {
+    output: &Rc<RefCell<Output>>,
+) -> (Verdict, Vec<Event>) {
     let context = Rc::new(Context {
         settings,
-        sink: RefCell::new(sink),
-        failures: RefCell::new(0),
-        checks: RefCell::new(0),
+        output: output.clone(),
+        failures: Cell::new(0),
+        checks: Cell::new(0),
         world: RefCell::new(None),
         trace: RefCell::new(Vec::new()),
-        booted: std::cell::Cell::new(false),
+        booted: Cell::new(false),
+        epoch: Cell::new(0),
     });
     let (title, about) = scenario.about();
     context.emit(Item::Start { scenario: scenario.name.clone(), title, about });
-    let result = {
-        let mut engine = Engine::new();
-        engine.set_max_operations(MAX_OPERATIONS);
-        engine.set_max_call_levels(64);
-        engine.set_max_expr_depths(128, 64);
-        engine.set_max_string_size(1 << 20);
-        engine.set_max_array_size(1 << 16);
-        engine.set_max_map_size(1 << 12);
-        api::register(&mut engine, &context);
-        engine.run(&scenario.source)
-    };
+    let result = engine(&context).run(&scenario.source);
     if let Some(world) = context.world.take() {
         world.drain(&context);
     }
-    let failures = *context.failures.borrow();
     let verdict = match result {
-        Err(e) => Verdict::Error(describe(&e)),
-        Ok(()) if failures > 0 => Verdict::Failed(failures),
-        Ok(()) if *context.checks.borrow() == 0 => Verdict::Error("the script expects nothing".into()),
+        Err(mut e) => Verdict::Error(describe(&mut e)),
+        Ok(()) if context.failures.get() > 0 => Verdict::Failed(context.failures.get()),
+        Ok(()) if context.checks.get() == 0 => Verdict::Error("the script expects nothing".into()),
         Ok(()) => Verdict::Passed,
+    };
+    let error = match &verdict {
+        Verdict::Error(e) => Some(e.clone()),
+        Verdict::Passed | Verdict::Failed(_) => None,
     };
     context.emit(Item::End {
         scenario: scenario.name.clone(),
         passed: verdict == Verdict::Passed,
-        checks: *context.checks.borrow(),
-        failed: failures,
-        error: match &verdict {
-            Verdict::Error(e) => Some(e.clone()),
-            _ => None,
-        },
+        checks: context.checks.get(),
+        failed: context.failures.get(),
+        error,
     });
-    let trace = context.trace.take();
-    // The engine, and with it every closure that held the context, is gone.
-    match Rc::try_unwrap(context) {
-        Ok(c) => (verdict, c.sink.into_inner(), trace),
-        Err(c) => (verdict, c.sink.replace(Box::new(crate::output::Nowhere)), trace),
-    }
+    (verdict, context.trace.take())
+}
+
+/// An engine with the API, its limits, and no way to files or standard output.
+fn engine(context: &Rc<Context>) -> Engine {
+    let mut engine = Engine::new();
+    engine.disable_symbol("import").disable_symbol("eval");
+    engine.set_max_operations(MAX_OPERATIONS);
+    engine.set_max_call_levels(MAX_CALLS);
+    engine.set_max_expr_depths(64, 32);
+    engine.set_max_string_size(1 << 20);
+    engine.set_max_array_size(1 << 16);
+    engine.set_max_map_size(1 << 12);
+    let end = Instant::now() + MAX_TIME;
+    engine.on_progress(move |operations| {
+        let late = operations % 256 == 0 && Instant::now() > end;
+        late.then(|| format!("the script runs for more than {} seconds", MAX_TIME.as_secs()).into())
+    });
+    api::register(&mut engine, context);
+    engine
 }
 
 /// A script error in one line, with the line of the script.
-fn describe(error: &EvalAltResult) -> String {
-    let position = error.position();
-    let text = error.to_string();
-    match position.line() {
-        Some(line) if !text.contains("line ") => format!("line {line}: {text}"),
+fn describe(error: &mut EvalAltResult) -> String {
+    let (error, position) = innermost(error);
+    let text = match error {
+        EvalAltResult::ErrorRuntime(value, _) | EvalAltResult::ErrorTerminated(value, _) => value.to_string(),
+        EvalAltResult::ErrorTooManyOperations(_) => {
+            format!("the script makes more than {MAX_OPERATIONS} operations: a loop without an end?")
+        }
+        EvalAltResult::ErrorStackOverflow(_) => {
+            format!("functions call each other more than {MAX_CALLS} deep: a recursion without an end?")
+        }
+        other => {
+            let _ = other.take_position();
+            other.to_string()
+        }
+    };
+    let text = text.replace(['\n', '\r'], " ");
+    match (position.line(), position.position()) {
+        (Some(line), Some(column)) => format!("line {line}, column {column}: {text}"),
+        (Some(line), None) => format!("line {line}: {text}"),
         _ => text,
+    }
+}
+
+/// The error inside of function calls, and the innermost position that is known.
+fn innermost(error: &mut EvalAltResult) -> (&mut EvalAltResult, Position) {
+    let position = error.position();
+    match error {
+        EvalAltResult::ErrorInFunctionCall(_, _, inner, _) => {
+            let (inner, deeper) = innermost(inner);
+            (inner, if deeper.is_none() { position } else { deeper })
+        }
+        other => (other, position),
     }
 }

@@ -102,7 +102,7 @@ impl Memory for Words {
     }
     fn load64(&self, pa: Pa, attrs: Attributes) -> Result<u64, BusError> {
         let at = pa.get();
-        if at % 8 != 0 {
+        if !at.is_multiple_of(8) {
             return Err(BusError::Slave);
         }
         if self.refused.lock().unwrap().contains(&at) {
@@ -114,7 +114,7 @@ impl Memory for Words {
     }
     fn load32(&self, pa: Pa, attrs: Attributes) -> Result<u32, BusError> {
         let at = pa.get();
-        if at % 4 != 0 {
+        if !at.is_multiple_of(4) {
             return Err(BusError::Slave);
         }
         if self.refused.lock().unwrap().contains(&(at & !3)) {

@@ -42,6 +42,8 @@ pub struct State {
     pub stalls: HashMap<u64, StallState>,
     /// Answers this many faults with a demand to look again.
     pub retries: usize,
+    /// The next stream looked up changes its configuration to this while the port is about to use the old one.
+    pub changes_to: Option<Setting>,
     next_tag: u64,
 }
 
@@ -60,6 +62,7 @@ impl Unit {
             faults: Vec::new(),
             stalls: HashMap::new(),
             retries: 0,
+            changes_to: None,
             next_tag: 1,
         };
         Arc::new(Self { log: SyncLog::new(), walker, state: Mutex::new(state) })
@@ -99,7 +102,13 @@ impl Tcu for Unit {
     }
     fn resolve(&self, from: &Initiator, _: u64, _: Access) -> Resolution {
         let attrs = from.attrs;
-        match self.state.lock().unwrap().streams.get(&from.stream.get()).cloned() {
+        let mut state = self.state.lock().unwrap();
+        let now = state.streams.get(&from.stream.get()).cloned();
+        if let Some(later) = state.changes_to.take() {
+            state.streams.insert(from.stream.get(), later);
+            self.log.publish(Invalidation::Config);
+        }
+        match now {
             Some(Setting::Bypass(mask)) => Resolution::Bypass { attrs, mask },
             Some(Setting::Translate(c)) => {
                 let incoming = c
@@ -107,7 +116,11 @@ impl Tcu for Unit {
                     .with_privileged(from.attrs.privileged())
                     .with_instruction(from.attrs.instruction());
                 let same = incoming == c.incoming;
-                Resolution::Translate(if same { c } else { Arc::new(Context { incoming, ..(*c).clone() }) })
+                Resolution::Translate(Box::new(if same {
+                    (*c).clone()
+                } else {
+                    Context { incoming, ..(*c).clone() }
+                }))
             }
             Some(Setting::Refuse(outcome)) => Resolution::Refused(outcome),
             None => Resolution::Refused(FaultOutcome::Terminate { abort: true }),

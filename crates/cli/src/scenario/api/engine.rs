@@ -1,0 +1,164 @@
+//! DMA channels, PL writers and their transfers.
+
+use portcullis_arch::Iova;
+use portcullis_arch::plwriter::Response;
+use portcullis_board::sim::{EngineSlot, Registers};
+use portcullis_board::system::{Channel, Writer};
+use portcullis_drivers::zdma::{Cookie, Progress};
+use portcullis_hal::Mmio;
+use rhai::{Engine, Map};
+
+use super::board::Board;
+use super::{Result, address, fail, length, number, word};
+
+/// AxCACHE of normal non-cacheable memory.
+const NON_CACHEABLE: i64 = 2;
+
+/// A DMA channel or PL writer.
+#[derive(Clone)]
+pub struct EngineHandle {
+    pub board: Board,
+    pub name: String,
+}
+
+/// A transfer that was started.
+#[derive(Clone)]
+struct Transfer {
+    engine: EngineHandle,
+    cookie: Cookie,
+}
+
+/// What a transfer came to.
+fn result(ok: bool, stalled: bool, error: String, moved: u64) -> Map {
+    let values =
+        [("ok", ok.into()), ("stalled", stalled.into()), ("error", error.into()), ("moved", (moved as i64).into())];
+    values.into_iter().map(|(key, value)| (key.into(), value)).collect()
+}
+
+impl EngineHandle {
+    pub fn channel(&self) -> Result<&Channel> {
+        match self.board.world.system.channel(&self.name) {
+            Some(c) => Ok(c),
+            None => fail(format!("{} is no DMA channel", self.name)),
+        }
+    }
+
+    pub fn writer(&self) -> Result<&Writer> {
+        match self.board.world.system.writer(&self.name) {
+            Some(w) => Ok(w),
+            None => fail(format!("{} is no PL writer", self.name)),
+        }
+    }
+
+    fn slot(&self) -> Result<&EngineSlot> {
+        match self.board.world.system.machine().engine(&self.name) {
+            Some(slot) => Ok(slot),
+            None => fail(format!("there is no engine {}", self.name)),
+        }
+    }
+
+    /// A transfer by the channel's registers, without letting it run.
+    fn begin(&mut self, dst: i64, src: i64, len: i64) -> Result<Transfer> {
+        let len = number("length", len)?;
+        let driver = &self.channel()?.driver;
+        let cookie = driver.start_simple(Iova(address(dst)), Iova(address(src)), len).or_else(fail)?;
+        Ok(Transfer { engine: self.clone(), cookie })
+    }
+
+    fn start(&mut self, dst: i64, src: i64, len: i64) -> Result<Transfer> {
+        let transfer = self.begin(dst, src, len)?;
+        self.board.settle()?;
+        Ok(transfer)
+    }
+
+    /// A transfer by a list of descriptors in memory.
+    fn start_list(&mut self, dst: i64, src: i64, len: i64) -> Result<Transfer> {
+        let len = number("length", len)?;
+        let driver = &self.channel()?.driver;
+        let cookie = driver.submit_memcpy(Iova(address(dst)), Iova(address(src)), len).or_else(fail)?;
+        driver.issue_pending();
+        self.board.settle()?;
+        Ok(Transfer { engine: self.clone(), cookie })
+    }
+
+    fn write(&mut self, dst: i64, value: i64, axi_id: i64, cache: i64) -> Result<Map> {
+        let (axi_id, cache) = (number("AXI ID", axi_id)?, number("AxCACHE", cache)?);
+        let driver = &self.writer()?.driver;
+        driver.write(Iova(address(dst)), word(value)?, axi_id, cache).or_else(fail)?;
+        self.board.settle()?;
+        Ok(self.written(self.writer()?))
+    }
+
+    fn status(&mut self) -> Result<Map> {
+        Ok(self.written(self.writer()?))
+    }
+
+    fn written(&self, writer: &Writer) -> Map {
+        let status = writer.driver.status();
+        let ok = status.done() && !status.error();
+        let error = match status.response() {
+            _ if !status.error() => "",
+            Response::DecErr => "AXI response DECERR: nothing is at the address",
+            _ => "AXI response SLVERR: refused",
+        };
+        result(ok, status.busy(), error.into(), if ok { 4 } else { 0 })
+    }
+
+    fn registers(&self) -> Result<Registers> {
+        let slot = self.slot()?;
+        Ok(self.board.world.system.machine().engine_registers(slot))
+    }
+
+    fn register(&mut self, offset: i64) -> Result<i64> {
+        Ok(i64::from(self.registers()?.read32(length(offset)?)))
+    }
+
+    fn set_register(&mut self, offset: i64, value: i64) -> Result<()> {
+        self.registers()?.write32(length(offset)?, word(value)?);
+        self.board.settle()
+    }
+}
+
+impl Transfer {
+    /// How it stands.
+    fn result(&mut self) -> Result<Map> {
+        let channel = self.engine.channel()?;
+        Ok(match channel.driver.progress(self.cookie) {
+            Progress::Complete(c) => {
+                let error = c.result.err().map(|e| e.to_string()).unwrap_or_default();
+                result(c.result.is_ok(), false, error, c.transferred)
+            }
+            Progress::Running { residue } => result(false, true, format!("{residue} bytes wait"), 0),
+            Progress::Queued => result(false, true, "waits for the transfer before it".into(), 0),
+            Progress::Unknown => result(false, false, "no such transfer any more".into(), 0),
+        })
+    }
+}
+
+/// Gives `engine` the functions of engines and transfers.
+pub fn register(engine: &mut Engine) {
+    engine.register_type_with_name::<EngineHandle>("Engine");
+    engine.register_get("name", |e: &mut EngineHandle| e.name.clone());
+    engine.register_get("stream", |e: &mut EngineHandle| Ok(i64::from(e.slot()?.stream.get())) as Result<i64>);
+    engine.register_get("base", |e: &mut EngineHandle| Ok(e.slot()?.base.get() as i64) as Result<i64>);
+    engine.register_get("bus_width", |e: &mut EngineHandle| Ok(i64::from(e.slot()?.bus_width)) as Result<i64>);
+    engine.register_fn("begin", EngineHandle::begin);
+    engine.register_fn("start", EngineHandle::start);
+    engine.register_fn("start_list", EngineHandle::start_list);
+    engine.register_fn("copy", |e: &mut EngineHandle, dst: i64, src: i64, len: i64| {
+        e.start(dst, src, len)?.result()
+    });
+    engine.register_fn("memcpy", |e: &mut EngineHandle, dst: i64, src: i64, len: i64| {
+        e.start_list(dst, src, len)?.result()
+    });
+    engine.register_fn("write", |e: &mut EngineHandle, dst: i64, value: i64| {
+        e.write(dst, value, 0, NON_CACHEABLE)
+    });
+    engine.register_fn("write", EngineHandle::write);
+    engine.register_fn("status", EngineHandle::status);
+    engine.register_fn("register", EngineHandle::register);
+    engine.register_fn("set_register", EngineHandle::set_register);
+
+    engine.register_type_with_name::<Transfer>("Transfer");
+    engine.register_fn("result", Transfer::result);
+}
