@@ -10,7 +10,6 @@ use portcullis_arch::{Asid, Iova, Pa};
 use portcullis_board::machine::DeclaredStream;
 use portcullis_board::system::BootOptions;
 use portcullis_drivers::fault::FaultReason;
-use portcullis_drivers::ops::IommuOps as _;
 use portcullis_drivers::smmuv2;
 use portcullis_iommu::{
     AddressSpace as _, BindOptions, DefaultDomain, DomainKind, DomainSpec, Error, Granule, IommuError, Paging,

@@ -1,7 +1,7 @@
 //! From a stream to its S2CR: matching, indexing, compressed indexing (IHI 0062D sections 2.3 and 3.4).
 
 use portcullis_arch::StreamId;
-use portcullis_arch::smmuv2::{S2cr, Smr};
+use portcullis_arch::smmuv2::S2cr;
 
 use crate::config::Config;
 use crate::state::Regs;
@@ -65,16 +65,32 @@ pub(crate) fn find(config: &Config, regs: &Regs, stream: StreamId, secure: bool)
     if !config.stream_matching {
         return indexed(config, regs, id, secure, groups);
     }
-    let mut found = None;
-    for n in groups {
-        if group_matches(regs, n, id, extended) {
-            match found {
-                None => found = Some(n as u16),
-                Some(first) => return Match::Conflict(first, n as u16),
-            }
-        }
+    let first = groups.start;
+    let (Some(smr), Some(s2cr)) = (regs.smr.get(groups.clone()), regs.s2cr.get(groups)) else {
+        return Match::None;
+    };
+    // Hardware compares all groups at once; here a short loop over plain words has to do.
+    let mut hits = smr.iter().zip(s2cr).enumerate().filter_map(|(i, (&smr, &s2cr))| {
+        let hit = if extended { extended_matches(smr, s2cr, id) } else { matches(smr, id) };
+        hit.then_some((first + i) as u16)
+    });
+    match (hits.next(), hits.next()) {
+        (None, _) => Match::None,
+        (Some(one), None) => Match::Group(one),
+        (Some(one), Some(two)) => Match::Conflict(one, two),
     }
-    found.map_or(Match::None, Match::Group)
+}
+
+/// SMR with EXIDENABLE = 0: valid, and equal where MASK is 0.
+#[inline]
+fn matches(smr: u32, id: u32) -> bool {
+    smr >> 31 != 0 && (smr ^ id) & !(smr >> 16) & 0x7fff == 0
+}
+
+/// SMR with EXIDENABLE = 1: EXMASK, EXID, and the valid bit in S2CR.
+#[inline]
+fn extended_matches(smr: u32, s2cr: u32, id: u32) -> bool {
+    S2cr::from_bits(s2cr).exidvalid() && (smr ^ id) & !(smr >> 16) & 0xffff == 0
 }
 
 fn indexed(config: &Config, regs: &Regs, id: u32, secure: bool, groups: std::ops::Range<usize>) -> Match {
@@ -88,14 +104,4 @@ fn indexed(config: &Config, regs: &Regs, id: u32, secure: bool, groups: std::ops
         id as usize
     };
     if groups.contains(&index) { Match::Group(index as u16) } else { Match::None }
-}
-
-fn group_matches(regs: &Regs, n: usize, id: u32, extended: bool) -> bool {
-    let (Some(&smr), Some(&s2cr)) = (regs.smr.get(n), regs.s2cr.get(n)) else { return false };
-    if extended {
-        let (want, mask) = (smr & 0xffff, smr >> 16);
-        return S2cr::from_bits(s2cr).exidvalid() && (want ^ id) & !mask & 0xffff == 0;
-    }
-    let smr = Smr::from_bits(smr);
-    smr.valid() && (u32::from(smr.id()) ^ id) & !u32::from(smr.mask()) & 0x7fff == 0
 }

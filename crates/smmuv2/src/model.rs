@@ -147,7 +147,7 @@ impl<M: Memory> Tcu for SmmuV2<M> {
             Decision::Bypass { attrs, .. } => {
                 Resolution::Bypass { attrs, mask: (1 << self.config.pa_bits) - 1 }
             }
-            Decision::Translate(context) => Resolution::Translate(context.into()),
+            Decision::Translate(context) => Resolution::Translate(context),
             Decision::Global { fault, nested } => {
                 let what = (fault, nested);
                 let outcome = fault::global(&self.config, &mut live.regs, what, origin, trail.secure);

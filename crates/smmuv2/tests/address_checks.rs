@@ -179,7 +179,8 @@ fn aarch32_long_regions() {
     r.stage1(0, lower, LINUX_SCTLR);
     r.w(r.cba2r(0), 0);
     // T0SZ, T1SZ, start tables, addresses and the half they land in (None: TF, PLVL 1).
-    let rows: &[(u32, u32, u64, u64, &[(u64, Option<u32>)])] = &[
+    type Row<'a> = (u32, u32, u64, u64, &'a [(u64, Option<u32>)]);
+    let rows: &[Row<'_>] = &[
         (0, 0, lower, upper, &[(0, Some(0)), (0xffff_f000, Some(0))]),
         (1, 0, lower, upper, &[(0, Some(0)), (0x7fff_f000, Some(0)), (0x8000_0000, Some(1))]),
         (0, 1, lower, upper, &[(0x7fff_f000, Some(0)), (0x8000_0000, Some(1)), (0xffff_f000, Some(1))]),

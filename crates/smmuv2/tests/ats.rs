@@ -221,6 +221,20 @@ fn a_stage_2_fault_of_a_bank_operation_is_recorded_in_the_stage_2_bank() {
 }
 
 #[test]
+fn a_second_stage_2_fault_of_an_operation_counts_by_hupcf() {
+    let (r, mut t, root, root2) = world();
+    let leaf_table = t.slot(root, 0, VA, 3) & !0xfff;
+    t.page2(root2, leaf_table, 0);
+    for (hupcf, fsr) in [(0, 0x408), (HUPCF, 0x8000_0408)] {
+        // CFCFG makes no operation wait.
+        r.wb(2, SCTLR, M | CFRE | CFCFG | hupcf);
+        r.wb(2, FSRRESTORE, 8);
+        r.wb64(1, ATS1PR, VA);
+        assert_eq!((r.rb64(1, PAR), r.rb(2, FSR)), (1 << 31 | ERROR, fsr));
+    }
+}
+
+#[test]
 fn addresses_are_not_sign_extended() {
     let (r, mut t, ..) = world();
     let root = t.alloc(1);

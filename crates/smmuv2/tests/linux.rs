@@ -196,7 +196,7 @@ fn flush_all_is_by_asid() {
     let (r, mut t, root) = linux();
     let mut p = r.port();
     for n in 0..32u64 {
-        t.page(root, 0x7000_0000 + 0x1000 * n, DATA + 0x1000 * n | RW);
+        t.page(root, 0x7000_0000 + 0x1000 * n, (DATA + 0x1000 * n) | RW);
         assert_eq!(fetch(&mut p, 0x200, 0x7000_0000 + 0x1000 * n), 0);
         t.unmap(root, 0x7000_0000 + 0x1000 * n);
     }
@@ -298,7 +298,7 @@ fn sixteen_domains_at_once_and_freeing_one() {
     let (r, mut t, _) = linux();
     for n in 0..16u64 {
         let root = t.alloc(1);
-        t.page(root, 0x1000, DATA + 0x1000 * n | RW);
+        t.page(root, 0x1000, (DATA + 0x1000 * n) | RW);
         replay(
             &r,
             &[

@@ -5,10 +5,10 @@ mod common;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex};
 
-use common::unit::{FROM, OnFault, Setting, Unit, context, key};
+use common::unit::{FROM, OnFault, SUBSTREAM, Setting, Unit, context, key};
 use common::*;
 use portcullis_arch::vmsa::Granule;
-use portcullis_arch::{Access, Attributes, Iova, MemoryType, Pa, Shareability, StreamId};
+use portcullis_arch::{Access, Attributes, Iova, MemoryType, Pa, Shareability, StreamId, SubstreamId};
 use portcullis_bus::{BusError, CopySide, DmaFault, DmaPort, Initiator, Memory, SystemMemory};
 use portcullis_walk::{
     Context, FaultOutcome, Invalidation, Scope, Split, StageScope, TableFormat, Tbu, TlbStage, Translated,
@@ -119,6 +119,76 @@ fn streams_and_contexts_beyond_every_limit_stay_apart() {
 }
 
 #[test]
+fn substreams_are_told_apart() {
+    let m = memory();
+    let unit = Unit::new(m.clone(), pages(TABLE, 1));
+    let mut port = unit.port(8192);
+    m.store64(Pa(TABLE + 8), 0x1f_f000 | LEAF).unwrap();
+    for s in 0..300u64 {
+        let table = 0x10_0000 + s * 0x1000;
+        m.store64(Pa(table + 8), (0x1000 + s) << 12 | LEAF).unwrap();
+        let asid = 2 + s as u16;
+        unit.configure(SUBSTREAM | s as u32, Setting::Translate(Arc::new(pages(table, asid))));
+    }
+    for _ in 0..2 {
+        for s in 0..300u64 {
+            let from = Initiator { substream: Some(SubstreamId(s as u32)), ..FROM };
+            let t = port.translate(&from, Iova(0x1000), Access::Read).unwrap();
+            assert_eq!(t.pa.get(), (0x1000 + s) << 12);
+            assert_eq!(at(&mut port, 0x1000), Ok(0x1f_f000), "no substream is not substream 0");
+        }
+    }
+}
+
+#[test]
+fn a_stream_kept_while_context_numbers_wrap_round_keeps_its_own_translations() {
+    let m = memory();
+    m.store64(Pa(TABLE + 8), 0xa000 | LEAF).unwrap();
+    // The others share tables with leaves of five sizes: five numbers for each of their contexts.
+    let (l1, l2, l3) = (0x2000, 0x3000, 0x4000);
+    let block = LEAF & !2;
+    m.store64(Pa(l1), l2 | d::TABLE).unwrap();
+    m.store64(Pa(l1 + 8), 1 << 30 | block).unwrap();
+    m.store64(Pa(l2), l3 | d::TABLE).unwrap();
+    m.store64(Pa(l2 + 8), 1 << 21 | block).unwrap();
+    m.store64(Pa(l3 + 8), 0xb000 | LEAF).unwrap();
+    (0..16u64).for_each(|i| m.store64(Pa(l2 + (32 + i) * 8), (32 + i) << 21 | block | d::CONT).unwrap());
+    (0..16u64).for_each(|i| m.store64(Pa(l3 + (16 + i) * 8), (16 + i) << 12 | LEAF | d::CONT).unwrap());
+    let sizes = [0x1000, 0x1_0000, 0x20_0000, 0x400_0000, 0x4000_0000];
+    let others = |asid| {
+        context(key(TlbStage::Stage1, asid), only1(stage1(Some(region(l1, Granule::K4, 1, 39)), None)))
+    };
+    let unit = Unit::new(m.clone(), pages(TABLE, 1));
+    let one = |s: u32| Initiator::new(StreamId(s));
+    for s in 2..1000u32 {
+        unit.configure(s, Setting::Translate(Arc::new(others(s as u16))));
+    }
+    // Those that a port can keep beside the first stream.
+    let mut port = unit.port(64);
+    let beside: Vec<u32> = (2..1000)
+        .filter(|&s| {
+            at(&mut port, 0x1000).unwrap();
+            port.translate(&one(s), Iova(0x1000), Access::Read).unwrap();
+            let before = port.stats().resolutions;
+            at(&mut port, 0x1000).unwrap();
+            port.stats().resolutions == before
+        })
+        .collect();
+    assert!(beside.len() > 850, "{}", beside.len());
+    for few in 0..5 {
+        let mut port = unit.port(8192);
+        assert_eq!(at(&mut port, 0x1000), Ok(0xa000));
+        for (i, &s) in beside.iter().enumerate() {
+            // The first of them use one size only, so that the numbers wrap at another place each time.
+            for &va in &sizes[..if i < few { 1 } else { 5 }] {
+                port.translate(&one(s), Iova(va), Access::Read).unwrap();
+            }
+        }
+        assert_eq!(at(&mut port, 0x1000), Ok(0xa000));
+    }
+}
+
+#[test]
 fn streams_of_one_context_share_entries_and_not_rights() {
     let m = memory();
     let unit = Unit::new(m.clone(), pages(TABLE, 1));
@@ -139,7 +209,8 @@ fn more_kinds_of_attributes_than_a_port_numbers_are_still_told_apart() {
     let m = memory();
     let s2 = stage2(region(TABLE, Granule::K4, 3, 21));
     let mut c = context(key(TlbStage::Stage2, 0), only2(s2));
-    c.incoming = Attributes::DEVICE_DEFAULT;
+    let incoming = MemoryType::normal(2, 3);
+    c.incoming = Attributes::DEVICE_DEFAULT.with_memory(incoming);
     let unit = Unit::new(m.clone(), c);
     let mut port = unit.port(8192);
     // Memory types, shareability and both hints: more than 256 combinations on as many pages.
@@ -158,9 +229,11 @@ fn more_kinds_of_attributes_than_a_port_numbers_are_still_told_apart() {
     }
     for _ in 0..3 {
         for (i, &(t, sh, ra, _)) in all.iter().enumerate() {
+            let walked = port.translate(&FROM, Iova(i as u64 * 4096), Access::Read).unwrap();
             let got = port.translate(&FROM, Iova(i as u64 * 4096), Access::Read).unwrap();
+            assert_eq!(walked, got, "the TLB answers as the walk did");
             assert_eq!(got.pa.get(), i as u64 * 4096);
-            let memory = MemoryType::NORMAL_WB.combine(MemoryType::from_code(t as u8));
+            let memory = incoming.combine(MemoryType::from_code(t as u8));
             assert_eq!(got.attrs.memory(), memory, "page {i}");
             if memory.is_cacheable() {
                 assert_eq!(got.attrs.shareability(), Shareability::from_code(sh as u8));

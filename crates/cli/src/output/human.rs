@@ -223,10 +223,14 @@ impl Human {
             Item::Fault { engine, story, causes } => self.fault(out, engine, story, causes),
             Item::Stale { text, .. } => indented(out, INDENT, YELLOW, text),
             Item::Report(report) => self.report(out, report),
-            Item::Check { ok, text } => {
-                let (mark, style) = if *ok { ('✓', GREEN) } else { ('✗', RED) };
-                let text_style = if *ok { Style::new() } else { RED };
-                paragraph(out, &format!("     {style}{mark}{style:#} "), (7, 7), text_style, text.trim_end())
+            Item::Check { ok: true, text, .. } => {
+                let head = format!("     {GREEN}✓{GREEN:#} ");
+                paragraph(out, &head, (INDENT + 2, INDENT + 2), Style::new(), text.trim_end())
+            }
+            Item::Check { ok: false, text, line } => {
+                let line = line.map(|n| format!(" (line {n})")).unwrap_or_default();
+                let head = format!("     {RED}✗{RED:#} ");
+                paragraph(out, &head, (INDENT + 2, INDENT + 2), RED, &format!("{}{line}", text.trim_end()))
             }
             Item::End { scenario, passed: true, checks, .. } => {
                 writeln!(out, "  {GREEN}passed{GREEN:#} {scenario}: {checks} expectations held")

@@ -97,6 +97,8 @@ pub enum Item {
         ok: bool,
         /// What.
         text: String,
+        /// The line of the script.
+        line: Option<usize>,
     },
     /// A scenario ended.
     End {

@@ -19,9 +19,9 @@ use crate::shipped::Scenario;
 pub use world::World;
 
 /// Operations that a script may make; the shipped ones make some thousands.
-const MAX_OPERATIONS: u64 = 10_000_000;
+const MAX_OPERATIONS: u64 = 5_000_000;
 /// How long a script may run. It is there for scripts whose single operations are long; no other one notices it.
-const MAX_TIME: Duration = Duration::from_secs(120);
+const MAX_TIME: Duration = Duration::from_secs(60);
 /// Calls of a script's functions inside each other.
 const MAX_CALLS: usize = 32;
 
@@ -69,11 +69,11 @@ impl Context {
         self.output.borrow_mut().emit(&item);
     }
 
-    /// Counts and prints an expectation.
-    pub fn check(&self, ok: bool, text: &str) {
+    /// Counts and prints an expectation of this line of the script.
+    pub fn check(&self, ok: bool, text: &str, line: Option<usize>) {
         self.checks.set(self.checks.get() + 1);
         self.failures.set(self.failures.get() + u32::from(!ok));
-        self.emit(Item::Check { ok, text: text.into() });
+        self.emit(Item::Check { ok, text: text.into(), line });
     }
 
     /// Keeps events for the trace file, if there is one.

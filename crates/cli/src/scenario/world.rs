@@ -11,6 +11,7 @@ use portcullis_bus::{DmaFault, Initiator, StaleRead};
 use portcullis_drivers::fault::FaultDetail;
 use portcullis_explain::{CauseContext, causes, story};
 use portcullis_iommu::{InstanceId, RoutedFault};
+use portcullis_smmuv2::Outcome;
 use rhai::{Dynamic, Map};
 
 use super::Context;
@@ -90,20 +91,28 @@ impl World {
             context.emit(Item::Explain { engine: t.engine.to_string(), story });
         }
         context.emit(transfer(at.saturating_add(context.epoch.get()), t));
-        let nowhere = || self.translated_to_nowhere(t);
-        if let Some(fault) = t.fault.clone().or_else(nowhere) {
+        if let Some(fault) = &t.fault {
+            context.emit(self.fault(t, fault, stale));
+        } else if let Some((fault, pa)) = self.translated_to_nowhere(t) {
             context.emit(self.fault(t, &fault, stale));
+            let text = format!("the IOMMU let it pass; nothing answers at physical {pa:#x}: is the right page mapped?");
+            context.emit(Item::Say { text });
         }
     }
 
     /// A transaction that got its translation and then no answer from memory.
-    fn translated_to_nowhere(&self, t: &TransactionEvent) -> Option<Fault> {
+    fn translated_to_nowhere(&self, t: &TransactionEvent) -> Option<(Fault, u64)> {
         let Some((done, DmaFault::Bus(_))) = t.error else { return None };
         let machine = self.system.machine();
         let smmu = &machine.smmu_at(machine.engine(&t.engine)?.smmu?)?.model;
         let from = Initiator::new(t.stream).with_attrs(Attributes::DEVICE_DEFAULT);
         let explanation = self.quietly(|| smmu.explain(from, t.iova.wrapping_add(done as u64), t.access));
-        Some(Fault { explanation, cached: None })
+        let pa = match &explanation.outcome {
+            Outcome::Translated { walked, .. } => walked.pa,
+            Outcome::Bypass { pa, .. } => pa.get(),
+            _ => return None,
+        };
+        Some((Fault { explanation, cached: None }, pa))
     }
 
     fn fault(&self, t: &TransactionEvent, fault: &Fault, stale: &[StaleRead]) -> Item {

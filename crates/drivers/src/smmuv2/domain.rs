@@ -464,14 +464,17 @@ impl<R: Mmio, M: DmaMemory + Clone, C: Clock> Drop for Domain<R, M, C> {
     fn drop(&mut self) {
         let shared = &self.shared;
         if let Some(Context { bank, tag }) = self.context {
-            let handler = {
+            let (handler, fault) = {
                 let mut state = shared.state.lock();
                 for index in state.streams.of_domain(self.number) {
                     shared.point(&mut state, index, s2cr_of(S2crType::Fault), 0);
                 }
                 shared.disable_bank(&mut state, bank)
             };
-            drop(handler);
+            match fault {
+                Some(fault) => shared.report_last_fault(&fault, handler),
+                None => drop(handler),
+            }
             let result = shared.invalidate_tag(bank, tag);
             if result.is_err() {
                 self.guard.keep();

@@ -1,5 +1,6 @@
 //! Interrupts: reading fault records, asking the owner, answering the hardware.
 
+use alloc::sync::Arc;
 use alloc::vec::Vec;
 
 use portcullis_arch::smmuv2::offset::{cb, gr0};
@@ -8,11 +9,39 @@ use portcullis_arch::{Iova, StreamId};
 use portcullis_hal::{Clock, DmaMemory, Mmio};
 
 use super::fault::{CONTEXT_FAULT, ContextFault, ContextRegisters, GlobalFault};
-use super::{Error, SmmuV2};
-use crate::fault::{FaultReport, FaultResponse};
+use super::{Error, Shared, SmmuV2};
+use crate::fault::{FaultHandler, FaultReport, FaultResponse};
 
 const RESUME_RETRY: u32 = 0;
 const RESUME_TERMINATE: u32 = 1;
+
+impl<R: Mmio, M: DmaMemory + Clone, C: Clock> Shared<R, M, C> {
+    /// Reads the fault record of a bank, in Linux's order.
+    pub(super) fn read_context_fault(&self, bank: u8, stage: u8) -> ContextFault {
+        let regs = &self.regs;
+        let mut raw = ContextRegisters {
+            far: regs.read_cb64(bank, cb::FAR),
+            fsr: regs.read_fsr(bank),
+            fsynr0: regs.read_cb(bank, cb::FSYNR0),
+            cbfrsynra: regs.read_cbfrsynra(bank),
+            ipafar: None,
+        };
+        if stage == 2 && raw.fsr & CONTEXT_FAULT != 0 {
+            raw.ipafar = Some(regs.read_cb64(bank, cb::IPAFAR));
+        }
+        ContextFault::decode(bank, stage, raw)
+    }
+
+    /// Tells everybody about the fault of a domain that is gone. There is nothing left to answer.
+    pub(super) fn report_last_fault(&self, fault: &ContextFault, own: Option<Arc<dyn FaultHandler>>) {
+        let report = fault.report();
+        self.faults.lock().push(report);
+        let handler = own.or_else(|| self.handler.lock().clone());
+        if let Some(handler) = handler {
+            let _the_transaction_is_terminated = handler.fault(&report);
+        }
+    }
+}
 
 impl<R: Mmio + 'static, M: DmaMemory + Clone + 'static, C: Clock + 'static> SmmuV2<R, M, C> {
     /// For any interrupt of the SMMU, combined or not: looks at the global status and at every bank in use, and handles
@@ -49,20 +78,11 @@ impl<R: Mmio + 'static, M: DmaMemory + Clone + 'static, C: Clock + 'static> Smmu
             }
             (slot.registers.as_ref()?.stage(), slot.handler.clone())
         };
-        let mut raw = ContextRegisters {
-            far: regs.read_cb64(bank, cb::FAR),
-            fsr: regs.read_fsr(bank),
-            fsynr0: regs.read_cb(bank, cb::FSYNR0),
-            cbfrsynra: regs.read_cbfrsynra(bank),
-            ipafar: None,
-        };
+        let fault = shared.read_context_fault(bank, stage);
+        let raw = fault.raw;
         if raw.fsr & CONTEXT_FAULT == 0 {
             return None;
         }
-        if stage == 2 {
-            raw.ipafar = Some(regs.read_cb64(bank, cb::IPAFAR));
-        }
-        let fault = ContextFault::decode(bank, stage, raw);
         let report = fault.report();
         shared.faults.lock().push(report);
         let handler = handler.or_else(|| shared.handler.lock().clone());

@@ -36,7 +36,7 @@ use core::fmt;
 use core::sync::atomic::AtomicU32;
 
 use portcullis_arch::smmuv2::offset::cb;
-use portcullis_arch::smmuv2::{S2cr, S2crType};
+use portcullis_arch::smmuv2::{Fsr, S2cr, S2crType, Sctlr};
 use portcullis_hal::{Clock, DmaMemory, Mmio};
 use spin::Mutex;
 
@@ -145,16 +145,37 @@ impl<R: Mmio, M: DmaMemory + Clone, C: Clock> Shared<R, M, C> {
         }
     }
 
-    /// SCTLR = 0, and whatever is stalled in the bank is terminated. Gives the bank's fault handler, to be dropped
-    /// without the lock: it may own domains.
-    fn disable_bank(&self, state: &mut State, bank: u8) -> Option<Arc<dyn FaultHandler>> {
-        let slot = state.banks.get_mut(bank)?;
-        slot.registers = None;
-        self.regs.write_cb(bank, cb::SCTLR, 0);
-        if core::mem::take(&mut slot.deferred) {
+    /// SCTLR = 0, and whatever is stalled in the bank is terminated. A fault that nobody has looked at yet is taken out of
+    /// the registers, so that the next owner of the bank does not get it. Gives the bank's fault handler, to be
+    /// dropped without the lock (it may own domains), and that fault.
+    fn disable_bank(
+        &self,
+        state: &mut State,
+        bank: u8,
+    ) -> (Option<Arc<dyn FaultHandler>>, Option<ContextFault>) {
+        let Some(slot) = state.banks.get_mut(bank) else { return (None, None) };
+        let registers = slot.registers.take();
+        let stage = registers.map(|registers| registers.stage());
+        // From here on nothing stalls; what came before is in FSR. What is stalled has to end with an error (CFRE):
+        // without it a read would end with zeros, and the device would go on.
+        let stalls = registers.is_some_and(|registers| registers.sctlr.cfcfg());
+        self.regs.write_cb(bank, cb::SCTLR, Sctlr::new().with_cfre(stalls).into_bits());
+        let mut stalled = core::mem::take(&mut slot.deferred);
+        let status = Fsr::from_bits(self.regs.read_fsr(bank));
+        stalled |= status.ss();
+        // SS alone is a fault that was reported when it was deferred.
+        let unread = stage.filter(|_| status.into_bits() & Fsr::W1C != 0);
+        let fault = unread.map(|stage| self.read_context_fault(bank, stage));
+        if let Some(fault) = &fault {
+            self.regs.write_cb(bank, cb::FSR, fault.raw.fsr);
+        }
+        if stalled {
             self.regs.write_cb(bank, cb::RESUME, 1);
         }
-        slot.handler.take()
+        if stalls {
+            self.regs.write_cb(bank, cb::SCTLR, 0);
+        }
+        (slot.handler.take(), fault)
     }
 }
 

@@ -723,7 +723,24 @@ fn a_deferred_fault_masks_the_interrupt_until_it_is_answered() {
     rig.smmu.handle_irq();
     rig.mmio.take_log();
     drop(domain);
-    assert_eq!(rig.mmio.take_writes()[..2], [(bank(0, 0x000), 0), (bank(0, 0x008), 1)]);
+    let expected = [(bank(0, 0x000), 0x20), (bank(0, 0x008), 1), (bank(0, 0x000), 0)];
+    assert_eq!(rig.mmio.take_writes()[..3], expected, "it ends with an error: CFRE");
+}
+
+#[test]
+fn a_fault_that_nobody_has_read_is_not_left_for_the_next_owner_of_the_bank() {
+    let rig = rig();
+    let options =
+        DomainOptions { fault_model: FaultModel { stall: true, keep_processing: false }, handler: None };
+    let domain = rig.smmu.new_domain(DomainConfig::Stage1(Paging::default()), options).unwrap();
+    rig.fault(0, 0x4000_0402, 0x5000, 0x3, 0x868);
+    rig.mmio.take_log();
+    drop(domain);
+    let sctlr = bank(0, 0x000);
+    let expected = [(sctlr, 0x20), (bank(0, 0x058), 0x4000_0402), (bank(0, 0x008), 1), (sctlr, 0)];
+    assert_eq!(rig.mmio.take_writes()[..4], expected, "cleared and terminated");
+    let faults = rig.smmu.take_faults().faults;
+    assert_eq!(faults.iter().map(|f| f.iova).collect::<Vec<_>>(), [Iova(0x5000)]);
 }
 
 #[test]

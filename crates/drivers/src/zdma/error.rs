@@ -38,13 +38,15 @@ pub enum ZdmaError {
         /// Bytes.
         len: u64,
     },
-    /// A segment goes past the 44 bits that descriptors can express.
-    #[error("{address:#x}+{len:#x} does not fit into 44 address bits")]
+    /// A segment goes past what descriptors (44 bits) or registers (49 bits) can express.
+    #[error("{address:#x}+{len:#x} does not fit into {bits} address bits")]
     AddressRange {
         /// First address.
         address: Iova,
         /// Bytes.
         len: u64,
+        /// Address bits that there are.
+        bits: u8,
     },
     /// More descriptors than there are.
     #[error("the transfer needs {needed} descriptors, and a channel has {POOL_DESCRIPTORS}")]

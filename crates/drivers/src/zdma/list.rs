@@ -10,8 +10,10 @@ use super::{DescriptorPool, POOL_BYTES, Segment, ZdmaError};
 
 /// The largest piece: a multiple of a page, so that pieces of an aligned transfer stay aligned.
 pub(super) const MAX_CHUNK: u64 = SIZE_MASK as u64 & !0xfff;
-/// Addresses inside descriptors have 44 bits (UG1085; Linux's DMA mask).
-const ADDRESS_LIMIT: u64 = 1 << 44;
+/// Bits of an address inside a descriptor (UG1085; Linux's DMA mask).
+pub(super) const DESCRIPTOR_BITS: u8 = 44;
+/// Bits of an address in registers (UG1087).
+pub(super) const REGISTER_BITS: u8 = 49;
 
 /// One pair of descriptors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,9 +25,9 @@ pub(super) struct Chunk {
     pub slot: u8,
 }
 
-/// Cuts two lists at the boundaries of both. Gives the pieces, and the bytes in all.
-pub(super) fn split(to: &[Segment], from: &[Segment]) -> Result<(Vec<Chunk>, u64), ZdmaError> {
-    let (to_bytes, from_bytes) = (total(to)?, total(from)?);
+/// Cuts two lists, whose addresses may have `bits` bits, at the boundaries of both. Gives the pieces, and the bytes in all.
+pub(super) fn split(to: &[Segment], from: &[Segment], bits: u8) -> Result<(Vec<Chunk>, u64), ZdmaError> {
+    let (to_bytes, from_bytes) = (total(to, bits)?, total(from, bits)?);
     if to_bytes != from_bytes {
         return Err(ZdmaError::LengthMismatch { from: from_bytes, to: to_bytes });
     }
@@ -45,7 +47,7 @@ pub(super) fn split(to: &[Segment], from: &[Segment]) -> Result<(Vec<Chunk>, u64
     Ok((chunks, to_bytes))
 }
 
-fn total(list: &[Segment]) -> Result<u64, ZdmaError> {
+fn total(list: &[Segment], bits: u8) -> Result<u64, ZdmaError> {
     if list.is_empty() {
         return Err(ZdmaError::Empty);
     }
@@ -54,8 +56,9 @@ fn total(list: &[Segment]) -> Result<u64, ZdmaError> {
         if len == 0 {
             return Err(ZdmaError::Empty);
         }
-        let fits = address.get().checked_add(len).is_some_and(|end| end <= ADDRESS_LIMIT);
-        bytes = bytes.checked_add(len).filter(|_| fits).ok_or(ZdmaError::AddressRange { address, len })?;
+        let fits = address.get().checked_add(len).is_some_and(|end| end <= 1 << bits);
+        let error = ZdmaError::AddressRange { address, len, bits };
+        bytes = bytes.checked_add(len).filter(|_| fits).ok_or(error)?;
     }
     Ok(bytes)
 }

@@ -219,7 +219,7 @@ impl<R: Mmio, M: DmaMemory> Zdma<R, M> {
 
     /// Queues a copy from a list of segments to another of the same total size.
     pub fn submit_sg(&self, to: &[Segment], from: &[Segment]) -> Result<Cookie, ZdmaError> {
-        let (mut chunks, len) = split(to, from)?;
+        let (mut chunks, len) = split(to, from, list::DESCRIPTOR_BITS)?;
         if chunks.len() > POOL_DESCRIPTORS {
             return Err(ZdmaError::TooManyDescriptors { needed: chunks.len() });
         }
@@ -246,13 +246,13 @@ impl<R: Mmio, M: DmaMemory> Zdma<R, M> {
     }
 
     /// Copies `len` bytes with the descriptor in registers instead of memory, and starts at once. The channel must be
-    /// idle.
+    /// idle. Registers have room for 49 address bits, descriptors in memory for 44.
     pub fn start_simple(&self, to: Iova, from: Iova, len: u32) -> Result<Cookie, ZdmaError> {
         let segment = |address| Segment { address, len: u64::from(len) };
         if len > SIZE_MASK {
             return Err(ZdmaError::TooLong { len: u64::from(len) });
         }
-        let (_, bytes) = split(&[segment(to)], &[segment(from)])?;
+        let (_, bytes) = split(&[segment(to)], &[segment(from)], list::REGISTER_BITS)?;
         let mut state = self.state.lock();
         if state.mode != Mode::Idle {
             return Err(ZdmaError::Busy);

@@ -208,6 +208,8 @@ fn what_no_descriptor_can_express_is_refused() {
     assert_eq!(memcpy(0, 0, 0), ZdmaError::Empty);
     assert!(matches!(memcpy(0, 1 << 44, 1), ZdmaError::AddressRange { .. }));
     assert!(matches!(memcpy(u64::MAX, 0, 2), ZdmaError::AddressRange { .. }));
+    let simple = rig.channel.start_simple(Iova(1 << 49), Iova(0), 1).unwrap_err();
+    assert_eq!(simple.to_string(), "0x2000000000000+0x1 does not fit into 49 address bits");
     assert_eq!(memcpy(0, 0, 33 << 30), ZdmaError::TooManyDescriptors { needed: 33 });
     let one = Segment { address: Iova(0), len: 1 };
     let error = rig.channel.submit_sg(&[one, one], &[one]).unwrap_err();

@@ -112,7 +112,7 @@ impl Shape {
                 (cb + 0x038, 0xf404_ff44),
                 (cb + 0x058, 0xffff_ffff),
                 (cb + 0x008, rng.below(2)),
-                (cb + 0x000, sctlr),
+                (cb, sctlr),
                 (0xc00 + 4 * n, n | if rng.one_in(8) { rng.next() & 0x3ffc_fb00 } else { 0 }),
                 (0x800 + 4 * n, 0x8000_0000 | n),
             ]);

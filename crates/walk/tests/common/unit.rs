@@ -10,6 +10,9 @@ use portcullis_walk::{
     TlbStage,
 };
 
+/// Configuration of substream n is that of "stream" SUBSTREAM | n.
+pub const SUBSTREAM: u32 = 1 << 31;
+
 pub const FROM: Initiator = Initiator::new(StreamId(1));
 
 pub fn key(stage: TlbStage, asid: u16) -> ContextKey {
@@ -103,7 +106,8 @@ impl Tcu for Unit {
     fn resolve(&self, from: &Initiator, _: u64, _: Access) -> Resolution {
         let attrs = from.attrs;
         let mut state = self.state.lock().unwrap();
-        let now = state.streams.get(&from.stream.get()).cloned();
+        let name = from.substream.map_or(from.stream.get(), |s| SUBSTREAM | s.get());
+        let now = state.streams.get(&name).cloned();
         if let Some(later) = state.changes_to.take() {
             state.streams.insert(from.stream.get(), later);
             self.log.publish(Invalidation::Config);

@@ -16,7 +16,7 @@ mod space;
 use std::rc::Rc;
 
 use portcullis_board::sim::EventKind;
-use rhai::{Engine, EvalAltResult};
+use rhai::{Engine, EvalAltResult, NativeCallContext};
 
 use super::Context;
 use crate::output::Item;
@@ -80,8 +80,8 @@ fn words(engine: &mut Engine, context: &Rc<Context>) {
     let say = say(context);
     engine.on_debug(move |text, _, _| say(text));
     let c = context.clone();
-    engine.register_fn("expect", move |ok: bool, text: &str| {
-        c.check(ok, text);
+    engine.register_fn("expect", move |call: NativeCallContext<'_>, ok: bool, text: &str| {
+        c.check(ok, text, call.call_position().line());
         ok
     });
     engine.register_fn("hex", |value: i64| format!("{value:#x}"));
