@@ -99,7 +99,8 @@ pub(crate) fn translation(
         let key = key(secure, Regime::Guest, TlbStage::Stage2, vmid, 0, config.upstream_bits);
         let stage2 = on.then(|| stage2(config, bank));
         let output_bits = if va64 { config.pa_bits } else { config.pa_bits.min(40) };
-        let flat = if on { Flat::UNCHECKED } else { Flat { input_bits: 64, output_bits, stage: 2, level } };
+        // Counts while M is 0; tables have limits of their own.
+        let flat = Flat { input_bits: 64, output_bits, stage: 2, level };
         let incoming =
             if on { incoming } else { portcullis_walk::stage::combine(incoming, stage2_off(sctlr)) };
         let stages = Nested { stage1: None, stage2, flat };

@@ -202,7 +202,7 @@ fn bytes(rng: &mut Rng, len: usize) -> Vec<u8> {
     vec![fill; len]
 }
 
-const STEPS: u64 = 700_000;
+const STEPS: u64 = 600_000;
 
 #[test]
 fn random_use_of_the_zynqmp() {

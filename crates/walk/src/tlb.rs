@@ -5,7 +5,8 @@
 //! permissions, an index into a table of attributes and the global bit. Entries of one context share their pair
 //! number per page size, so forgetting a whole address space means forgetting its numbers: constant time,
 //! whatever the TLB holds. A lookup probes one set of four entries, one cache line of tags and data, per page
-//! size that the context uses.
+//! size that the context uses. Where only parts of a leaf could be kept, the size of that leaf belongs to the pair, so
+//! that an invalidation by address finds all of them.
 
 use crate::perms::Perms;
 use crate::sync::Scope;
@@ -145,7 +146,7 @@ pub struct Tlb {
     epoch: u64,
 }
 
-/// Names a context inside the TLB until the next [`Tlb::catch`]-all flush or forgetting of it.
+/// Names a context inside the TLB until the next [`Tlb::clear`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ContextIndex(u32);
 
