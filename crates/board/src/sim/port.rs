@@ -169,12 +169,19 @@ impl DmaPort for TracingPort {
 
     fn copy(&mut self, src: (Initiator, Iova), dst: (Initiator, Iova), len: usize) -> Result<(), CopyError> {
         let read = self.look(src.0, src.1, len, Access::Read);
-        let write = self.look(dst.0, dst.1, len, Access::Write);
+        let mut write = self.look(dst.0, dst.1, len, Access::Write);
         let result = self.port().copy(src, dst, len);
         let done = result.err().map_or(len, |e| e.error.done);
         let error = |side| result.err().filter(|e| e.side == side).map(|e| e.error.fault);
-        self.report(read, done, error(CopySide::Source));
-        self.report(write, done, error(CopySide::Destination));
+        let read_error = error(CopySide::Source);
+        self.report(read, done, read_error);
+        if read_error.is_some() {
+            // What was not read is not written.
+            write.len = done;
+        }
+        if write.len > 0 || len == 0 {
+            self.report(write, done, error(CopySide::Destination));
+        }
         result
     }
 

@@ -44,6 +44,8 @@ const fn style_of(kind: LineKind) -> Style {
 /// Text on standard output.
 pub struct Human {
     explain: bool,
+    /// The last report at boot.
+    boot: String,
     step: u32,
     told: Told,
     /// Stories printed since the last transfer, which a fault need not repeat.
@@ -82,6 +84,23 @@ fn indented(out: &mut dyn Write, indent: usize, style: Style, text: &str) -> io:
     text.lines().try_for_each(|line| paragraph(out, &" ".repeat(indent), (indent, indent), style, line))
 }
 
+/// Joins lines to paragraphs, one a line; an empty line ends one.
+fn paragraphs(lines: &[String]) -> String {
+    let mut text = String::new();
+    for line in lines {
+        match line.trim() {
+            "" => text.push('\n'),
+            line => {
+                if !text.is_empty() && !text.ends_with('\n') {
+                    text.push(' ');
+                }
+                text.push_str(line);
+            }
+        }
+    }
+    text
+}
+
 /// Title, and those lines of a story that `wanted` says; columns are aligned over the whole story.
 fn print_story(out: &mut dyn Write, story: &Story, wanted: impl Fn(&Line) -> bool) -> io::Result<()> {
     indented(out, STORY, BOLD, &story.title)?;
@@ -112,6 +131,7 @@ impl Human {
     pub fn new(explain: bool) -> Self {
         Self {
             explain,
+            boot: String::new(),
             step: 0,
             told: Told::default(),
             explained: Vec::new(),
@@ -203,14 +223,17 @@ impl Human {
                 writeln!(out)?;
                 let start = scenario.chars().count() + 2;
                 paragraph(out, &format!("{BOLD}{scenario}{BOLD:#}: "), (start, 2), Style::new(), title)?;
-                about.iter().try_for_each(|line| indented(out, 2, DIM, line))
+                indented(out, 2, DIM, &paragraphs(about))
             }
             Item::Step { text } => {
                 self.step += 1;
                 indented(out, 2, BOLD, &format!("{}. {text}", self.step))
             }
             Item::Say { text } => indented(out, INDENT, Style::new(), text),
+            // The same board comes up the same way each time.
+            Item::Boot { text } if self.boot == *text => Ok(()),
             Item::Boot { text } => {
+                self.boot.clone_from(text);
                 let mut lines = text.lines();
                 lines.try_for_each(|line| writeln!(out, "     {DIM}smmu: {line}{DIM:#}"))
             }

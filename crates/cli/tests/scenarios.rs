@@ -1,0 +1,104 @@
+//! Every shipped scenario passes; what they are and in which order they run.
+
+mod common;
+
+use common::{board_file, run};
+
+fn names(args: &[&str]) -> Vec<String> {
+    let list = run(args).json();
+    list.as_array().unwrap().iter().map(|b| b["name"].as_str().unwrap().to_string()).collect()
+}
+
+#[test]
+fn every_scenario_of_every_board_passes_on_its_own() {
+    let mut failed = Vec::new();
+    for board in names(&["boards", "--json"]) {
+        let scenarios = names(&["scenarios", &board, "--json"]);
+        assert!(!scenarios.is_empty(), "{board}");
+        for scenario in scenarios {
+            let ran = run(&["run", &board, &scenario]);
+            let summary = format!("{board}: 1 passed, 0 failed");
+            if ran.code != 0 || !ran.stdout.contains(&summary) || !ran.stderr.is_empty() {
+                failed.push(format!("{board} {scenario}:\n{}{}", ran.stdout, ran.stderr));
+            }
+        }
+    }
+    assert!(failed.is_empty(), "{}", failed.join("\n"));
+}
+
+#[test]
+fn the_experiments_come_first_and_the_troubles_follow() {
+    assert_eq!(names(&["boards", "--json"])[0], "zynqmp-thesis");
+    let expected = [
+        "ps-dma",
+        "ps-smmu-map",
+        "pl-smmu-map",
+        "pl-process",
+        "wrong-stream-id",
+        "unmapped-address",
+        "instruction-fetch",
+        "t0sz-mismatch",
+        "pasize-mismatch",
+        "stale-tables",
+        "stale-buffer",
+        "many-domains",
+        "stall-resume",
+    ];
+    assert_eq!(names(&["scenarios", "zynqmp-thesis", "--json"]), expected);
+    // The same from files as from the binary.
+    let file = board_file("zynqmp-thesis.dtb");
+    assert_eq!(names(&["scenarios", file.to_str().unwrap(), "--json"]), expected);
+}
+
+#[test]
+fn running_a_board_runs_all_of_it_and_ends_with_a_summary() {
+    let all = names(&["scenarios", "zynqmp-thesis", "--json"]);
+    let ran = run(&["run", "zynqmp-thesis"]);
+    assert_eq!(ran.code, 0, "{}{}", ran.stdout, ran.stderr);
+    let passed: Vec<_> = ran.stdout.lines().filter_map(|l| l.strip_prefix("  passed ")).collect();
+    let passed: Vec<_> = passed.iter().map(|l| l.split(':').next().unwrap()).collect();
+    assert_eq!(passed, all);
+    assert_eq!(ran.stdout.lines().last().unwrap(), format!("zynqmp-thesis: {} passed, 0 failed", all.len()));
+}
+
+#[test]
+fn scenarios_run_in_the_order_they_are_named() {
+    let ran = run(&["run", "zynqmp-thesis", "t0sz-mismatch", "ps-dma"]);
+    assert_eq!(ran.code, 0);
+    let at = |what: &str| ran.stdout.find(what).unwrap();
+    assert!(at("passed t0sz-mismatch") < at("passed ps-dma"));
+    assert!(ran.stdout.ends_with("zynqmp-thesis: 2 passed, 0 failed\n"));
+}
+
+#[test]
+fn every_scenario_passes_with_explanations_and_a_trace_as_well() {
+    let trace = common::path("explained.json");
+    let ran = run(&["run", "zynqmp-thesis", "--explain", "--trace", &trace]);
+    assert_eq!(ran.code, 0, "{}", ran.stdout.lines().last().unwrap_or_default());
+}
+
+#[test]
+fn a_source_tree_runs_as_its_blob_does() {
+    if !common::have_dtc("a_source_tree_runs_as_its_blob_does") {
+        return;
+    }
+    let source = board_file("zynqmp-thesis-hpc1.dts");
+    let (source, board) = (source.to_str().unwrap(), "zynqmp-thesis-hpc1");
+    let (from_source, shipped) = (run(&["run", source]), run(&["run", board]));
+    assert_eq!(from_source.code, 0);
+    assert_eq!(from_source.stdout.replace(source, board), shipped.stdout);
+}
+
+#[test]
+fn every_shipped_source_compiles_to_the_blob_beside_it() {
+    if !common::have_dtc("every_shipped_source_compiles_to_the_blob_beside_it") {
+        return;
+    }
+    for board in names(&["boards", "--json"]) {
+        let report = |extension: &str| {
+            let file = board_file(&format!("{board}.{extension}"));
+            run(&["machine", file.to_str().unwrap(), "--json"]).json()
+        };
+        assert_eq!(report("dts"), report("dtb"), "compile {board}.dts again, see boards/README.md");
+    }
+}
