@@ -7,7 +7,8 @@ use std::{env, fs, io};
 fn sorted(dir: &Path) -> io::Result<Vec<PathBuf>> {
     let mut paths: Vec<PathBuf> =
         fs::read_dir(dir)?.map(|e| e.map(|e| e.path())).collect::<Result<_, _>>()?;
-    paths.sort();
+    // By name: a board comes before the variants that are named after it.
+    paths.sort_by_key(|p| stem(p));
     Ok(paths)
 }
 

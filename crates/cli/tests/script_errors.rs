@@ -150,7 +150,7 @@ fn no_number_makes_a_call_panic() {
     let tries: String =
         calls.iter().map(|c| format!("    try {{ {c}; done += 1; }} catch {{ refused += 1; }}\n")).collect();
     let source = format!(
-        "fn small(n) {{ if n < -0x2000 || n > 0x2000 {{ n % 0x2000 }} else {{ n }} }}\n\
+        "fn small(n) {{ if n < -8192 || n > 8192 {{ n % 8192 }} else {{ n }} }}\n\
          let b = boot(#{{ cpu_cache: true }});\n\
          let c = b.channel(\"lpd-dma3\");\n\
          let w = b.writer(\"pl-writer0\");\n\
@@ -161,7 +161,7 @@ fn no_number_makes_a_call_panic() {
          let done = 0;\n\
          let refused = 0;\n\
          let edges = [0, 1, -1, 4, 64, 4095, 4096, 0x6ffffffc, 0x70001ffe, 0xffffffff, 1 << 32, 1 << 39, (1 << 48) - 4,\n\
-             1 << 48, 0x7fffffffffffffff, -0x7fffffffffffffff - 1, -4096];\n\
+             1 << 48, 0x7fffffffffffffff, 0 - 0x7fffffffffffffff - 1, -4096];\n\
          for x in edges {{\n  for y in edges {{\n{tries}    b.faults();\n    b.stale_reads();\n  }}\n}}\n\
          expect(done > 0 && refused > 0, `${{done}} done, ${{refused}} refused`);\n"
     );

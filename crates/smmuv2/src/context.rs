@@ -118,7 +118,8 @@ pub(crate) fn translation(
     let after = match (kind, s2_sctlr) {
         (CbType::Nested, Some(s)) if !s.m() => Some(stage2_off(s)),
         (CbType::Nested, _) => None,
-        _ => Some(cbar_attributes(cbar)),
+        // What Linux writes (MemAttr 15, BPSHCFG 3, no hints) changes nothing.
+        _ => Some(cbar_attributes(cbar)).filter(|a| *a != NEUTRAL),
     };
     let mut incoming = incoming;
     if s1_on {
@@ -160,6 +161,9 @@ pub(crate) fn translation(
 fn key(secure: bool, regime: Regime, stage: TlbStage, vmid: u16, asid: u16, va_bits: u8) -> ContextKey {
     ContextKey { secure, regime, stage, vmid, asid, va_bits }
 }
+
+/// Attributes that leave others as they are when combined: write-back, non-shareable, no hints.
+const NEUTRAL: Attributes = Attributes::from_bits(0).with_memory(MemoryType::NORMAL_WB);
 
 /// What a bypassed stage 2 adds (CBAR type 1): memory type, shareability (0 acts as outer), hints.
 fn cbar_attributes(cbar: Cbar) -> Attributes {

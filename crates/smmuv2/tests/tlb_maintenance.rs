@@ -421,7 +421,7 @@ fn aarch32_banks_take_32_bit_operands() {
     r.stage1(0, root, M | CFRE);
     r.w(r.cba2r(0), 0);
     r.wb(0, TCR, 0x8000_0000);
-    r.wb64(0, TTBR0, root | 0x42 << 48);
+    r.wb64(0, TTBR0, root | 0xc2 << 48);
     r.group(0, 1, 0);
     let mut p = r.port();
     let cycle = |p: &mut P, operand: u64, want: u64| {
@@ -432,18 +432,18 @@ fn aarch32_banks_take_32_bit_operands() {
         r.wb64(0, TLBIVA, operand);
         assert_eq!(rd(p, 1, VA), Ok(want), "{operand:#x}");
     };
-    cycle(&mut p, VA | 0x42, NEW);
-    cycle(&mut p, VA | 0x43, OLD);
-    cycle(&mut p, VA + 0x1042, OLD);
-    cycle(&mut p, 0xdead_beef_0000_0000 | VA | 0x42, NEW); // the upper word is ignored
+    cycle(&mut p, VA | 0xc2, NEW);
+    cycle(&mut p, VA | 0x42, OLD);
+    cycle(&mut p, VA + 0x10c2, OLD);
+    cycle(&mut p, 0xdead_beef_0000_0000 | VA | 0xc2, NEW); // the upper word is ignored
     // Short: the ASID is CONTEXTIDR's.
     let table = t.alloc(4);
     let section = |pa: u64| r.poke(table + (VA >> 20) * 4, pa | 0x2_0c02); // nG, AP 3
     r.wb(0, TCR, 0);
     r.wb64(0, TTBR0, table);
-    r.wb(0, CONTEXTIDR, 0xabcd_ef42);
+    r.wb(0, CONTEXTIDR, 0xabcd_efc2);
     r.wb(0, SCTLR, M | CFRE);
-    for (asid, stale) in [(0x42u64, false), (0x43, true)] {
+    for (asid, stale) in [(0xc2u64, false), (0x42, true)] {
         section(0x6000_0000);
         r.wb(0, TLBIALL, 0);
         assert_eq!(rd(&mut p, 1, VA + 8), Ok(0x6000_0008));

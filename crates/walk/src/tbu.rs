@@ -559,17 +559,18 @@ impl<T: Tcu, M: Memory> Tbu<T, M> {
         if c.context.cacheable {
             let epoch = self.tlb.epoch();
             let known = self.attrs.iter().take(self.attrs_used).position(|a| *a == tables);
-            let at = known.unwrap_or_else(|| {
-                if self.attrs_used == MAX_ATTRS {
-                    self.attrs_used = 0;
-                    self.tlb.clear();
-                    c.index = self.tlb.context(c.context.key);
-                }
-                let at = self.attrs_used;
-                self.attrs_used += 1;
+            if known.is_none() && self.attrs_used == MAX_ATTRS {
+                // The table of attributes starts over, and with it every entry that points into it.
+                self.attrs_used = 0;
+                self.tlb.clear();
+                c.index = self.tlb.context(c.context.key);
+                slot.hot.sizes = Sizes::default();
+            }
+            let at = known.unwrap_or(self.attrs_used);
+            if known.is_none() {
                 self.attrs[at] = tables;
-                at
-            });
+                self.attrs_used += 1;
+            }
             let entry = Entry {
                 page: w.pa & !(size - 1),
                 size_log2: w.size_log2,
@@ -578,7 +579,7 @@ impl<T: Tcu, M: Memory> Tbu<T, M> {
                 attrs: at as u8,
                 global: w.global,
             };
-            slot.hot.sizes = self.tlb.fill(c.index, input, entry);
+            self.tlb.fill_with(c.index, &mut slot.hot.sizes, input, entry);
             if self.tlb.epoch() != epoch {
                 // The TLB started over: every other slot is looked up again when it is next needed.
                 self.stamp += 1;

@@ -95,6 +95,15 @@ pub struct Entry {
     pub global: bool,
 }
 
+impl Entry {
+    /// True if the entry's fields hold it.
+    #[inline]
+    fn fits(&self) -> bool {
+        let shift = self.size_log2;
+        (12..=48).contains(&shift) && self.page >> 61 == 0 && self.page & ((1 << shift) - 1) == 0
+    }
+}
+
 /// A page size in use by a context, and the size of the leaves that such pages are parts of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct SizeId {
@@ -248,7 +257,27 @@ impl Tlb {
     /// Fills an entry for the page around `va`. Returns the context's page sizes, which may have changed. A page
     /// below 4 KiB, a misaligned one or an address beyond 2^61 is not kept.
     pub fn fill(&mut self, context: ContextIndex, va: u64, entry: Entry) -> Sizes {
-        let Some(size) = self.size_id(context, &entry) else { return self.sizes(context) };
+        let mut sizes = self.sizes(context);
+        self.fill_with(context, &mut sizes, va, entry);
+        sizes
+    }
+
+    /// [`fill`](Tlb::fill) for an owner that holds the context's page sizes, and whose copy is brought up to date.
+    #[inline]
+    pub fn fill_with(&mut self, context: ContextIndex, sizes: &mut Sizes, va: u64, entry: Entry) {
+        let leaf = entry.leaf_log2.min(63).max(entry.size_log2);
+        let known = |s: &&SizeId| s.shift == entry.size_log2 && s.leaf == leaf;
+        let size = match sizes.ids.iter().take(usize::from(sizes.n)).find(known) {
+            Some(s) if entry.fits() => *s,
+            _ => {
+                let size = self.size_id(context, &entry);
+                *sizes = self.sizes(context);
+                match size {
+                    Some(size) => size,
+                    None => return,
+                }
+            }
+        };
         if self.sets.is_empty() {
             self.sets = vec![Set::default(); 1 << self.sets_log2];
         }
@@ -262,23 +291,26 @@ impl Tlb {
         let index = self.index(va, size);
         if let Some(set) = self.sets.get_mut(index) {
             // The same tag again (after an upgrade of the leaf), a free way, or a victim.
-            let way = (0..WAYS)
-                .find(|&w| set.tag[w] == tag)
-                .or_else(|| (0..WAYS).find(|&w| set.tag[w] == 0))
-                .unwrap_or(victim);
+            let bits = |want: u64| {
+                set.tag.iter().enumerate().fold(0u32, |m, (way, &t)| m | u32::from(t == want) << way)
+            };
+            let way = match (bits(tag), bits(0)) {
+                (0, 0) => victim,
+                (0, free) => free.trailing_zeros() as usize,
+                (same, _) => same.trailing_zeros() as usize,
+            } % WAYS;
             set.tag[way] = tag;
             set.data[way] = data;
         }
-        self.sizes(context)
     }
 
     fn size_id(&mut self, context: ContextIndex, entry: &Entry) -> Option<SizeId> {
         let (shift, leaf) = (entry.size_log2, entry.leaf_log2.min(63).max(entry.size_log2));
-        if !(12..=48).contains(&shift) || entry.page >> 61 != 0 || entry.page & ((1 << shift) - 1) != 0 {
+        if !entry.fits() {
             return None;
         }
         let at = context.0 as usize;
-        let sizes = self.contexts.get(at)?.sizes;
+        let sizes = &self.contexts.get(at)?.sizes;
         let known = |s: &&SizeId| s.shift == shift && s.leaf == leaf;
         if let Some(s) = sizes.ids.iter().take(usize::from(sizes.n)).find(known) {
             return Some(*s);

@@ -88,7 +88,7 @@ impl ProcessHandle {
         self.process.mmap_at(Iova(address(va)), length(len)? as u64, user()).or_else(fail)
     }
     fn reserve(&mut self, len: i64) -> Result<i64> {
-        self.process.reserve(address(len), user()).map(|va| va.get() as i64).or_else(fail)
+        self.process.reserve(length(len)? as u64, user()).map(|va| va.get() as i64).or_else(fail)
     }
     fn fault_in(&mut self, va: i64) -> Result<bool> {
         self.process.fault_in(Iova(address(va))).or_else(fail)
