@@ -4,7 +4,7 @@
 //! in the order of first use. It is meant to make missing cache maintenance visible, not to be fast: boards
 //! that do not ask for it have none and pay nothing.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -64,12 +64,17 @@ impl fmt::Display for StaleRead {
 struct Line {
     data: [u8; LINE as usize],
     dirty: u64,
+    /// When it came: its key in [`State::order`].
+    since: u64,
 }
 
 #[derive(Default)]
 struct State {
     lines: BTreeMap<u64, Line>,
-    order: VecDeque<u64>,
+    /// The lines by when they came.
+    order: BTreeMap<u64, u64>,
+    /// Lines that ever came.
+    fills: u64,
     reports: Vec<StaleRead>,
     lost_reports: u64,
     /// How many lookers are inside [`CpuCache::unreported`].
@@ -186,7 +191,7 @@ impl CpuCache {
         }
         for_lines(region, offset, len, |line, _, _| {
             s.clean_line(line, region);
-            s.lines.remove(&line);
+            s.drop_line(line);
         });
     }
 
@@ -210,7 +215,7 @@ impl CpuCache {
                 s.clean_line(line, region);
             }
             if invalidate {
-                s.lines.remove(&line);
+                s.drop_line(line);
             }
         });
     }
@@ -259,20 +264,24 @@ impl State {
             return;
         }
         while self.lines.len() >= capacity {
-            let Some(oldest) = self.order.pop_front() else { break };
+            let Some((_, &oldest)) = self.order.first_key_value() else { break };
             let inside = |r: &&Region| oldest >= r.base && oldest - r.base < r.ram.len() as u64;
             if let Some(owner) = all.iter().find(inside) {
                 self.clean_line(oldest, owner);
             }
-            self.lines.remove(&oldest);
+            self.drop_line(oldest);
         }
         let mut data = [0; LINE as usize];
         read_line(region, line, &mut data);
-        self.lines.insert(line, Line { data, dirty: 0 });
-        self.order.push_back(line);
-        if self.order.len() > 2 * capacity.max(self.lines.len()) {
-            let lines = &self.lines;
-            self.order.retain(|l| lines.contains_key(l));
+        self.fills += 1;
+        self.lines.insert(line, Line { data, dirty: 0, since: self.fills });
+        self.order.insert(self.fills, line);
+    }
+
+    /// Forgets a line, dirty or not.
+    fn drop_line(&mut self, line: u64) {
+        if let Some(l) = self.lines.remove(&line) {
+            self.order.remove(&l.since);
         }
     }
 

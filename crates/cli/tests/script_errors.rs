@@ -24,7 +24,11 @@ fn fails(name: &str, source: &str, words: &[&str]) {
 #[test]
 fn a_failing_expectation_is_shown_with_its_line_and_the_others_still_run() {
     let source = "expect(true, \"first\");\n\nexpect(1 == 2, \"second\");\nexpect(true, \"third\");\n";
-    fails("failing", source, &["✓ first", "✗ second (line 3)", "✓ third", "1 of 3 expectations did not hold"]);
+    fails(
+        "failing",
+        source,
+        &["✓ first", "✗ second (line 3)", "✓ third", "1 of 3 expectations did not hold"],
+    );
 }
 
 #[test]
@@ -41,17 +45,42 @@ fn an_error_names_its_line() {
         ("no-channel", "let b = boot();\nb.channel(\"nope\");\n", "line 2", "there are: fpd-dma0, fpd-dma1"),
         ("no-writer", "let b = boot();\nb.writer(\"fpd-dma0\");\n", "line 2", "fpd-dma0 is no PL writer"),
         ("no-memory", "let b = boot();\nb.read32(-1);\n", "line 2", "0xffffffffffffffff: no memory"),
-        ("in-function", "fn f(b) {\n  b.read32(0xf000000000)\n}\nlet b = boot();\nf(b);\n", "line 2", "0xf000000000"),
-        ("boot-option", "boot(#{ cpu: 1 });\n", "line 1", "boot: there is no option \"cpu\"; there are cpu_cache"),
+        (
+            "in-function",
+            "fn f(b) {\n  b.read32(0xf000000000)\n}\nlet b = boot();\nf(b);\n",
+            "line 2",
+            "0xf000000000",
+        ),
+        (
+            "boot-option",
+            "boot(#{ cpu: 1 });\n",
+            "line 1",
+            "boot: there is no option \"cpu\"; there are cpu_cache",
+        ),
         ("boot-value", "boot(#{ cpu_cache: 1 });\n", "line 1", "boot: cpu_cache must be true or false"),
-        ("boot-node", "boot(#{ coherent: #{ x: true } });\n", "line 1", "\"x\", which is no node of this board"),
+        (
+            "boot-node",
+            "boot(#{ coherent: #{ x: true } });\n",
+            "line 1",
+            "\"x\", which is no node of this board",
+        ),
         ("boot-device", "boot(#{ streams: #{ x: [1] } });\n", "line 1", "\"x\""),
         ("boot-memory", "boot(#{ memory: [[0, 4096]] });\n", "line 1", "overlap"),
-        ("permission", "let d = boot().domain();\nd.map(0, 0, 4096, \"q\");\n", "line 2", "\"q\" is no permission"),
+        (
+            "permission",
+            "let d = boot().domain();\nd.map(0, 0, 4096, \"q\");\n",
+            "line 2",
+            "\"q\" is no permission",
+        ),
         ("length", "let b = boot();\nb.fill32(0, 0, -4);\n", "line 2", "-4 is no length"),
         ("thrown", "throw \"my words\";\n", "line 1", "my words"),
         ("import", "import \"/etc/passwd\" as p;\n", "line 1", "'import' is a reserved"),
-        ("old-board", "let a = boot();\nlet d = a.domain();\nlet b = boot();\nb.attach(b.channels()[0], d);\n", "line 4", "booted again"),
+        (
+            "old-board",
+            "let a = boot();\nlet d = a.domain();\nlet b = boot();\nb.attach(b.channels()[0], d);\n",
+            "line 4",
+            "booted again",
+        ),
     ] {
         fails(name, source, &[line, words]);
     }
@@ -72,7 +101,8 @@ fn a_runaway_script_is_stopped() {
 
 #[test]
 fn nesting_does_not_overflow_the_stack() {
-    let nested = |open: &str, close: &str| format!("let x = {}1{};", open.repeat(20_000), close.repeat(20_000));
+    let nested =
+        |open: &str, close: &str| format!("let x = {}1{};", open.repeat(20_000), close.repeat(20_000));
     for (name, source) in [
         ("parentheses", nested("(", ")")),
         ("arrays", nested("[", "]")),
@@ -168,5 +198,11 @@ fn no_number_makes_a_call_panic() {
     let file = common::file("edges.rhai", source);
     let ran = run(&["run", "zynqmp-thesis", &file, "--json"]);
     ran.is_calm();
-    assert_eq!(ran.code, 0, "{}\n{}", ran.stdout.lines().rev().take(3).collect::<Vec<_>>().join("\n"), ran.stderr);
+    assert_eq!(
+        ran.code,
+        0,
+        "{}\n{}",
+        ran.stdout.lines().rev().take(3).collect::<Vec<_>>().join("\n"),
+        ran.stderr
+    );
 }

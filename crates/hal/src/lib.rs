@@ -1,7 +1,7 @@
 //! What a driver needs from its platform: registers, memory that devices can reach, time.
 //!
 //! A driver holds instances of these traits, not static functions, so that several IOMMUs, non-coherent
-//! walkers and several address spaces coexist. `no_std`, traits only; [`fake`] (feature `fake`) is a platform for
+//! walkers and several address spaces coexist. `no_std`, traits only; `fake` (feature `fake`) is a platform for
 //! tests that gives memory the properties real memory has: writes that a device does not see until they are
 //! cleaned, and in an order that only barriers fix.
 //!

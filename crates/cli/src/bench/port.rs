@@ -193,7 +193,7 @@ pub fn misses() -> Vec<Figure> {
     rig.map(0, 64, |i| i);
     let mut port = rig.port();
     let from = stream(0);
-    let cycle: Vec<Iova> = (0..N as u64).map(|i| Iova(IOVA + (i % 64 << 12))).collect();
+    let cycle: Vec<Iova> = (0..N as u64).map(|i| Iova(IOVA + ((i % 64) << 12))).collect();
     let (ns, r) = in_rmw(N as u64, || translate_all(&mut port, &from, &cycle));
     assert!(port.stats().hits * 100 < port.stats().walks, "the miss benchmark must miss");
     let miss = figure(4, "SMMUv2 TLB miss, configuration cached, 4 levels", ns, r, 7.0);
@@ -214,7 +214,7 @@ pub fn misses() -> Vec<Figure> {
     rig.map(0, 1 << 18, |i| frames[i as usize]);
     let mut port = rig.port();
     let mut random = Random::new(17);
-    let list: Vec<Iova> = (0..N).map(|_| Iova(IOVA + (random.next() % (1 << 18) << 12))).collect();
+    let list: Vec<Iova> = (0..N).map(|_| Iova(IOVA + ((random.next() % (1 << 18)) << 12))).collect();
     let (ns, r) = in_rmw(N as u64, || translate_all(&mut port, &from, &list));
     let wide = figure(5, "SMMUv2 random over 1 GiB of 4K pages", ns, r, 12.0);
     vec![miss, wide, cold]

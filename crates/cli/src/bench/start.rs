@@ -36,7 +36,8 @@ fn once(dtb: &[u8]) -> Option<f64> {
 /// The median of several starts.
 pub fn start() -> Vec<Figure> {
     let board = BOARDS.iter().find(|b| b.name == "zynqmp-thesis");
-    let mut times: Vec<f64> = board.map(|b| (0..RUNS).filter_map(|_| once(b.dtb)).collect()).unwrap_or_default();
+    let mut times: Vec<f64> =
+        board.map(|b| (0..RUNS).filter_map(|_| once(b.dtb)).collect()).unwrap_or_default();
     times.sort_by(f64::total_cmp);
     let Some(&ms) = times.get(times.len() / 2) else { return Vec::new() };
     vec![Figure {

@@ -48,8 +48,10 @@ pub struct Human {
     boot: String,
     step: u32,
     told: Told,
-    /// Stories printed since the last transfer, which a fault need not repeat.
+    /// The stories printed with the last transfer, which its fault need not repeat.
     explained: Vec<Story>,
+    /// That transfer was printed: the next story is another one's.
+    transferred: bool,
     row: Option<Row>,
     /// The last fault was told in short, so its report is too.
     short: bool,
@@ -135,6 +137,7 @@ impl Human {
             step: 0,
             told: Told::default(),
             explained: Vec::new(),
+            transferred: false,
             row: None,
             short: false,
         }
@@ -150,8 +153,10 @@ impl Human {
     }
 
     fn transfer(&mut self, out: &mut dyn Write, item: &Item) -> io::Result<()> {
-        let Item::Transfer { engine, stream, access, iova, len, done, error, .. } = item else { return Ok(()) };
-        self.explained.clear();
+        let Item::Transfer { engine, stream, access, iova, len, done, error, .. } = item else {
+            return Ok(());
+        };
+        self.transferred = true;
         let of = (engine.clone(), *stream, *access, *len);
         if error.is_none() {
             match &mut self.row {
@@ -177,7 +182,13 @@ impl Human {
         }
     }
 
-    fn fault(&mut self, out: &mut dyn Write, engine: &str, story: &Story, causes: &[Cause]) -> io::Result<()> {
+    fn fault(
+        &mut self,
+        out: &mut dyn Write,
+        engine: &str,
+        story: &Story,
+        causes: &[Cause],
+    ) -> io::Result<()> {
         let before = self.told.before(engine, story, causes);
         self.short = before.is_some();
         let Some(before) = before else {
@@ -190,8 +201,10 @@ impl Human {
             print_story(out, story, |_| true)?;
         } else if !self.explain {
             let telling = |l: &Line| {
-                matches!(l.kind, LineKind::BadDescriptor | LineKind::Fault | LineKind::Result | LineKind::Stale)
-                    || l.label.starts_with("S2CR")
+                matches!(
+                    l.kind,
+                    LineKind::BadDescriptor | LineKind::Fault | LineKind::Result | LineKind::Stale
+                ) || l.label.starts_with("S2CR")
             };
             print_story(out, story, telling)?;
         }
@@ -220,6 +233,7 @@ impl Human {
         match item {
             Item::Start { scenario, title, about } => {
                 (self.step, self.told, self.short) = (0, Told::default(), false);
+                self.explained.clear();
                 writeln!(out)?;
                 let start = scenario.chars().count() + 2;
                 paragraph(out, &format!("{BOLD}{scenario}{BOLD:#}: "), (start, 2), Style::new(), title)?;
@@ -239,9 +253,11 @@ impl Human {
             }
             Item::Transfer { .. } => self.transfer(out, item),
             Item::Explain { story, .. } => {
-                print_story(out, story, |_| true)?;
+                if std::mem::take(&mut self.transferred) {
+                    self.explained.clear();
+                }
                 self.explained.push(story.clone());
-                Ok(())
+                print_story(out, story, |_| true)
             }
             Item::Fault { engine, story, causes } => self.fault(out, engine, story, causes),
             Item::Stale { text, .. } => indented(out, INDENT, YELLOW, text),
@@ -269,7 +285,8 @@ impl Human {
             }
             Item::Summary { board, passed, failed } => {
                 let style = if failed.is_empty() { GREEN } else { RED };
-                let names = if failed.is_empty() { String::new() } else { format!(" ({})", failed.join(", ")) };
+                let names =
+                    if failed.is_empty() { String::new() } else { format!(" ({})", failed.join(", ")) };
                 writeln!(out, "\n{style}{board}: {passed} passed, {} failed{style:#}{names}", failed.len())
             }
         }

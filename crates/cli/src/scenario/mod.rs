@@ -87,11 +87,7 @@ impl Context {
 }
 
 /// Runs one scenario and prints what happens to `output`. Returns how it ended, and the events for a trace file.
-pub fn run(
-    scenario: &Scenario,
-    settings: Settings,
-    output: &Rc<RefCell<Output>>,
-) -> (Verdict, Vec<Event>) {
+pub fn run(scenario: &Scenario, settings: Settings, output: &Rc<RefCell<Output>>) -> (Verdict, Vec<Event>) {
     let context = Rc::new(Context {
         settings,
         output: output.clone(),

@@ -4,7 +4,9 @@ use std::cell::RefCell;
 use std::rc::Rc;
 
 use portcullis_arch::{Access, Attributes};
-use portcullis_board::sim::{EngineSlot, Event, EventKind, Fault, Machine, Options, Recording, TransactionEvent};
+use portcullis_board::sim::{
+    EngineSlot, Event, EventKind, Fault, Machine, Options, Recording, TransactionEvent,
+};
 use portcullis_board::system::System;
 use portcullis_bus::coherency::Maintenance;
 use portcullis_bus::{DmaFault, Initiator, StaleRead};
@@ -30,8 +32,7 @@ impl World {
     pub fn boot(context: &Context, request: &BootRequest) -> Result<Rc<Self>, String> {
         let mut description = context.settings.description.clone();
         request.change(&mut description)?;
-        let recording =
-            Recording { registers: context.settings.trace, explain: context.settings.explain };
+        let recording = Recording { registers: context.settings.trace, explain: context.settings.explain };
         let options = Options { cpu_cache: request.cpu_cache, recording, plain_ports: false };
         let machine = Machine::build(description, options).map_err(|e| format!("boot: {e}"))?;
         let system = System::boot(machine, &request.options).map_err(|e| format!("boot: {e}"))?;
@@ -95,7 +96,9 @@ impl World {
             context.emit(self.fault(t, fault, stale));
         } else if let Some((fault, pa)) = self.translated_to_nowhere(t) {
             context.emit(self.fault(t, &fault, stale));
-            let text = format!("the IOMMU let it pass; nothing answers at physical {pa:#x}: is the right page mapped?");
+            let text = format!(
+                "the IOMMU let it pass; nothing answers at physical {pa:#x}: is the right page mapped?"
+            );
             context.emit(Item::Say { text });
         }
     }

@@ -136,7 +136,8 @@ impl Board {
 
     fn nested(&mut self, parent: DomainHandle) -> Result<DomainHandle> {
         self.same(&parent.board)?;
-        let domain = self.world.system.core().nested_domain(&parent.domain, Paging::default()).or_else(fail)?;
+        let domain =
+            self.world.system.core().nested_domain(&parent.domain, Paging::default()).or_else(fail)?;
         Ok(DomainHandle { board: self.clone(), domain })
     }
 
@@ -212,7 +213,8 @@ impl Board {
             }
             options.root = Some(root);
         }
-        let domain = self.world.system.core().bind_with(device, process.process.clone(), options).or_else(fail)?;
+        let domain =
+            self.world.system.core().bind_with(device, process.process.clone(), options).or_else(fail)?;
         self.drain();
         Ok(DomainHandle { board: self.clone(), domain })
     }
@@ -377,7 +379,8 @@ pub fn register(engine: &mut Engine, context: &Rc<Context>) {
     engine.register_fn("resume", Board::resume);
     engine.register_fn("settle", |b: &mut Board| b.settle());
 
-    engine.register_fn("read32", |b: &mut Board, pa: i64| b.read(pa).map(|v| i64::from(u32::from_le_bytes(v))));
+    engine
+        .register_fn("read32", |b: &mut Board, pa: i64| b.read(pa).map(|v| i64::from(u32::from_le_bytes(v))));
     engine.register_fn("read64", |b: &mut Board, pa: i64| b.read(pa).map(i64::from_le_bytes));
     engine.register_fn("write32", |b: &mut Board, pa: i64, v: i64| b.write(pa, &word(v)?.to_le_bytes()));
     engine.register_fn("write64", |b: &mut Board, pa: i64, v: i64| b.write(pa, &v.to_le_bytes()));

@@ -30,8 +30,12 @@ struct Transfer {
 
 /// What a transfer came to.
 fn result(ok: bool, stalled: bool, error: String, moved: u64) -> Map {
-    let values =
-        [("ok", ok.into()), ("stalled", stalled.into()), ("error", error.into()), ("moved", (moved as i64).into())];
+    let values = [
+        ("ok", ok.into()),
+        ("stalled", stalled.into()),
+        ("error", error.into()),
+        ("moved", (moved as i64).into()),
+    ];
     values.into_iter().map(|(key, value)| (key.into(), value)).collect()
 }
 
@@ -139,9 +143,11 @@ impl Transfer {
 pub fn register(engine: &mut Engine) {
     engine.register_type_with_name::<EngineHandle>("Engine");
     engine.register_get("name", |e: &mut EngineHandle| e.name.clone());
-    engine.register_get("stream", |e: &mut EngineHandle| Ok(i64::from(e.slot()?.stream.get())) as Result<i64>);
+    engine
+        .register_get("stream", |e: &mut EngineHandle| Ok(i64::from(e.slot()?.stream.get())) as Result<i64>);
     engine.register_get("base", |e: &mut EngineHandle| Ok(e.slot()?.base.get() as i64) as Result<i64>);
-    engine.register_get("bus_width", |e: &mut EngineHandle| Ok(i64::from(e.slot()?.bus_width)) as Result<i64>);
+    engine
+        .register_get("bus_width", |e: &mut EngineHandle| Ok(i64::from(e.slot()?.bus_width)) as Result<i64>);
     engine.register_fn("begin", EngineHandle::begin);
     engine.register_fn("start", EngineHandle::start);
     engine.register_fn("start_list", EngineHandle::start_list);

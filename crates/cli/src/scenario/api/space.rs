@@ -102,7 +102,12 @@ impl ProcessHandle {
         let mut b = [0; 4];
         self.process.read(Iova(address(va)), &mut b).or_else(fail)?;
         // A read through a stale line is noticed by the machine.
-        self.board.world.system.machine().tracer().note_stale_reads(self.board.world.system.machine().memory());
+        self.board
+            .world
+            .system
+            .machine()
+            .tracer()
+            .note_stale_reads(self.board.world.system.machine().memory());
         self.board.drain();
         Ok(i64::from(u32::from_le_bytes(b)))
     }
