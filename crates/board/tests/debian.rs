@@ -1,5 +1,7 @@
 //! Real device trees: those of Debian's arm64 kernel, which `scripts/fetch-debian-dtbs` puts into a cache.
 
+mod common;
+
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -7,6 +9,7 @@ use std::process::{Command, Stdio};
 use portcullis_arch::zynqmp::ZDMA_CHANNELS;
 use portcullis_board::machine::Agreement;
 use portcullis_board::{MachineDescription, Tree, apply_protect, protect_overlay, report};
+use portcullis_drivers::fault::FaultReason;
 
 /// `${PORTCULLIS_CACHE:-${XDG_CACHE_HOME:-~/.cache}}/portcullis/debian-dtbs`, as in the script.
 fn cache() -> Option<PathBuf> {
@@ -70,6 +73,41 @@ fn every_debian_zynqmp_dtb_loads() {
         }
     }
     eprintln!("{} device trees", files.len());
+}
+
+/// A machine of the tree, with one channel behind the SMMU, runs DMA through a domain and nowhere else.
+#[test]
+fn a_protected_channel_of_a_debian_tree_runs_dma_through_its_domain() {
+    let dir = cache();
+    let files = dir.as_deref().map(files).unwrap_or_default();
+    if files.is_empty() {
+        eprintln!("skipped: no device trees of Debian in the cache, run scripts/fetch-debian-dtbs");
+        return;
+    }
+    let mut ran = 0;
+    for file in &files {
+        let name = file.display();
+        let tree = Tree::load(file).unwrap();
+        for (node, channel) in [("FPD DMA channel 0", "fpd-dma0"), ("LPD DMA channel 7", "lpd-dma7")] {
+            let protected = apply_protect(&tree, node).unwrap();
+            let description = MachineDescription::from_tree(&protected).unwrap();
+            let Some(memory) = description.memory.iter().map(|m| m.region).find(|r| r.size >= 0x1000_0000)
+            else {
+                // The boot loader of this board says how much memory there is.
+                continue;
+            };
+            let ram = memory.base.get() + 0x100_0000;
+            let board = common::Board::of(description, false);
+            assert!(board.system.device(channel).is_some(), "{name}: {channel}");
+            let domain = board.domain_for(channel);
+            common::map(&domain, 0x5_0000_0000, ram, 0x4000);
+            board.works(channel, (0x5_0000_2001, ram + 0x2001), (0x5_0000_0000, ram), 0x1800);
+            board.refused(channel, (ram, ram), 0x5_0000_0000, FaultReason::Translation, ram);
+            ran += 1;
+        }
+    }
+    assert!(ran > 0, "no tree has memory");
+    eprintln!("{ran} machines");
 }
 
 fn is_a_zynqmp_with_its_smmu_off(desc: &MachineDescription, name: &str) {

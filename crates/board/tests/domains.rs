@@ -12,8 +12,8 @@ use portcullis_board::system::BootOptions;
 use portcullis_drivers::fault::FaultReason;
 use portcullis_drivers::smmuv2;
 use portcullis_iommu::{
-    AddressSpace as _, BindOptions, DefaultDomain, DomainKind, DomainSpec, Error, Granule, IommuError, Paging,
-    Process, ProcessConfig, Prot, StreamOverrides,
+    AddressSpace as _, BindOptions, DefaultDomain, DomainKind, DomainSpec, Error, Granule, IommuError,
+    Paging, Process, ProcessConfig, Prot, StreamOverrides,
 };
 
 const FPD: &str = "fpd-dma0";
@@ -54,11 +54,10 @@ fn every_granule_of_the_smmu_and_every_block_size_moves_data() {
             board.works(FPD, at(RAM + 0x8_0001), at(RAM + 0x10), 0x4_0003);
         }
     }
-    let refused =
-        board.system.core().alloc_domain(board.instance(), DomainSpec::Stage1(Paging {
-            granule: Some(Granule::K16),
-            ..Paging::default()
-        }));
+    let refused = board.system.core().alloc_domain(
+        board.instance(),
+        DomainSpec::Stage1(Paging { granule: Some(Granule::K16), ..Paging::default() }),
+    );
     let missing = smmuv2::Error::MissingGranule { granule: Granule::K16 };
     assert_eq!(refused.err(), Some(Error::Iommu(IommuError::SmmuV2(missing))));
     board.no_faults();
@@ -75,7 +74,10 @@ fn stage_2_translates_and_reports_the_address_that_it_was_asked_for() {
     let done = board.copy(LPD, OUT, IN, 4);
     assert!(done.result.is_err());
     let report = board.fault().report;
-    assert_eq!((report.reason, report.stage, report.bank), (FaultReason::Translation, Some(2), domain.bank()));
+    assert_eq!(
+        (report.reason, report.stage, report.bank),
+        (FaultReason::Translation, Some(2), domain.bank())
+    );
     assert_eq!(report.ipa.map(|ipa| ipa.get()), Some(OUT));
 }
 

@@ -78,8 +78,7 @@ impl Master {
     fn map(&mut self, at: u64, pa: u64, count: u64, rights: Rights) {
         let count = count.min(WINDOW - at);
         let taken = (at..at + count).any(|n| self.pages.contains_key(&n));
-        let result =
-            self.domain.map(Iova(IN + at * PAGE), Pa(pa), count * PAGE, Self::prot(rights));
+        let result = self.domain.map(Iova(IN + at * PAGE), Pa(pa), count * PAGE, Self::prot(rights));
         assert_eq!(result.is_err(), taken, "{result:?}");
         if !taken {
             for i in 0..count {
@@ -148,7 +147,12 @@ impl World {
 
     /// What a copy does to memory: bytes in order until the first that is refused. `None` if source and destination
     /// share memory, where the order would matter.
-    fn expect(&mut self, master: usize, to: &[(u64, u64)], from: &[(u64, u64)]) -> Option<(u64, Option<bool>)> {
+    fn expect(
+        &mut self,
+        master: usize,
+        to: &[(u64, u64)],
+        from: &[(u64, u64)],
+    ) -> Option<(u64, Option<bool>)> {
         let m = &self.masters[master];
         let (mut moves, mut ended) = (Vec::new(), None);
         for (to, from) in bytes(to).zip(bytes(from)) {

@@ -6,8 +6,8 @@ mod common;
 use std::sync::{Arc, Mutex};
 
 use common::{Board, RAM, Random, map};
-use portcullis_arch::{Iova, Pa};
 use portcullis_arch::Access;
+use portcullis_arch::{Iova, Pa};
 use portcullis_drivers::fault::FaultReason;
 use portcullis_drivers::zdma::{BusErrorKind, TransferError, ZdmaError};
 use portcullis_iommu::{Domain, DomainSpec, FaultModel, FaultReport, FaultResponse, Paging, Process, Prot};

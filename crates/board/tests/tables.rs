@@ -229,7 +229,8 @@ enum Call {
 
 /// Near the places where tables and blocks of the 4K granule begin, and where those of 16K and 64K do.
 fn place() -> impl Strategy<Value = u64> {
-    let base = prop_oneof![4 => 0u64..4, 3 => Just(512), 2 => Just(2048), 1 => Just(8192), 1 => Just(1 << 18)];
+    let base =
+        prop_oneof![4 => 0u64..4, 3 => Just(512), 2 => Just(2048), 1 => Just(8192), 1 => Just(1 << 18)];
     (base, prop_oneof![3 => Just(0u64), 2 => 0u64..20, 1 => 500u64..512]).prop_map(|(base, more)| base + more)
 }
 
@@ -238,11 +239,12 @@ fn pages() -> impl Strategy<Value = u64> {
 }
 
 fn call() -> impl Strategy<Value = Call> {
-    let map = (place(), place(), any::<bool>(), pages(), 0usize..5).prop_map(|(at, other, same, pages, prot)| {
-        // Long runs of single pages are slow, and no different.
-        let same = same || pages > 2000;
-        Call::Map { at, pa: if same { at + (1 << 19) } else { other }, pages, prot }
-    });
+    let map =
+        (place(), place(), any::<bool>(), pages(), 0usize..5).prop_map(|(at, other, same, pages, prot)| {
+            // Long runs of single pages are slow, and no different.
+            let same = same || pages > 2000;
+            Call::Map { at, pa: if same { at + (1 << 19) } else { other }, pages, prot }
+        });
     prop_oneof![
         6 => map,
         2 => (place(), pages()).prop_map(|(at, pages)| Call::Unmap { at, pages }),
@@ -265,7 +267,9 @@ fn compare<S: Checked>(config: Config<S>, calls: &[Call], start: impl Fn(&Rig, &
                 let result = table.map(at.into(), Pa(pa * granule), pages * granule, S::PROTS[prot]);
                 let refused = matches!(
                     result,
-                    Err(MapError::AlreadyMapped { .. } | MapError::InputRange { .. } | MapError::OutputRange { .. })
+                    Err(MapError::AlreadyMapped { .. }
+                        | MapError::InputRange { .. }
+                        | MapError::OutputRange { .. })
                 );
                 assert!(result.is_ok() || refused, "{result:?}");
                 let end = at.wrapping_add(pages * granule);
@@ -293,7 +297,8 @@ fn compare<S: Checked>(config: Config<S>, calls: &[Call], start: impl Fn(&Rig, &
         let group = leaf.page_size << (config.granule.log2() - 3);
         for next in [page.wrapping_sub(leaf.page_size), page.wrapping_add(leaf.page_size)] {
             let same_table = next & !(group - 1) == at & !(group - 1) && (first..=last).contains(&next);
-            let table_below = || (0..8).any(|i| table.lookup((next + leaf.page_size / 8 * i).into()).is_some());
+            let table_below =
+                || (0..8).any(|i| table.lookup((next + leaf.page_size / 8 * i).into()).is_some());
             if same_table && !table_below() && table.lookup(next.into()).is_none() {
                 assert!(rig.go(next, Access::Write, Attributes::DEVICE_DEFAULT).is_err());
                 let (fsr, level) = rig.fault();

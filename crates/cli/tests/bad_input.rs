@@ -66,8 +66,7 @@ fn cells<const N: usize>(cells: [u32; N]) -> Vec<u8> {
 
 /// The phandle of the shipped board's SMMU, from the `iommus` of its PL writer.
 fn smmu_phandle(tree: &[u8]) -> u32 {
-    let value = (1..100).filter(|p| tree.windows(8).any(|w| w == cells([*p, 0x200])));
-    value.last().unwrap()
+    (1..100).find(|p| tree.windows(8).any(|w| w == cells([*p, 0x200]))).unwrap()
 }
 
 #[test]
@@ -137,7 +136,7 @@ fn a_file_that_cannot_be_read_is_refused() {
 fn a_file_without_permission_is_refused() {
     use std::os::unix::fs::PermissionsExt;
     let board = file("secret.dtb", thesis());
-    std::fs::set_permissions(&board, std::fs::Permissions::from_mode(0)).unwrap();
+    std::fs::set_permissions(&board, std::fs::Permissions::from_mode(0o000)).unwrap();
     if std::fs::read(&board).is_ok() {
         eprintln!("skipped: this user reads files whatever their permissions are");
         return;

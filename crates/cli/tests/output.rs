@@ -243,13 +243,10 @@ fn the_overlay_of_a_master_names_it_and_compiles() {
 
 #[test]
 fn boards_and_scenarios_are_listed_with_what_they_are() {
-    let ran = run(&["boards"]);
-    assert!(
-        ran.stdout.contains("zynqmp-thesis        Portcullis thesis board (13 scenarios)"),
-        "{}",
-        ran.stdout
-    );
     let ran = run(&["scenarios", "zynqmp-thesis"]);
     assert!(ran.stdout.starts_with("ps-dma               Experiment 1: "), "{}", ran.stdout);
-    assert_eq!(ran.stdout.lines().count(), 13);
+    let listed =
+        format!("zynqmp-thesis        Portcullis thesis board ({} scenarios)", ran.stdout.lines().count());
+    let ran = run(&["boards"]);
+    assert_eq!(ran.stdout.lines().next().unwrap(), listed);
 }

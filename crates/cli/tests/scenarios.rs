@@ -39,6 +39,7 @@ fn the_experiments_come_first_and_the_troubles_follow() {
         "instruction-fetch",
         "t0sz-mismatch",
         "pasize-mismatch",
+        "cbar-type",
         "stale-tables",
         "stale-buffer",
         "many-domains",

@@ -69,22 +69,27 @@ pub(crate) fn find(config: &Config, regs: &Regs, stream: StreamId, secure: bool)
     let (Some(smr), Some(s2cr)) = (regs.smr.get(groups.clone()), regs.s2cr.get(groups)) else {
         return Match::None;
     };
-    // Hardware compares all groups at once; here a short loop over plain words has to do.
-    let mut hits = smr.iter().zip(s2cr).enumerate().filter_map(|(i, (&smr, &s2cr))| {
-        let hit = if extended { extended_matches(smr, s2cr, id) } else { matches(smr, id) };
-        hit.then_some((first + i) as u16)
-    });
-    match (hits.next(), hits.next()) {
-        (None, _) => Match::None,
-        (Some(one), None) => Match::Group(one),
-        (Some(one), Some(two)) => Match::Conflict(one, two),
+    let hit = |(&smr, &s2cr): (&u32, &u32)| {
+        if extended { extended_matches(smr, s2cr, id) } else { matches(smr, id) }
+    };
+    let Some(one) = smr.iter().zip(s2cr).position(hit) else { return Match::None };
+    let (smr, s2cr) = (&smr[one + 1..], &s2cr[one + 1..]);
+    // Hardware compares all groups at once. So does this, in the case that matters: no branch inside the loop.
+    let again = if extended {
+        smr.iter().zip(s2cr).any(hit)
+    } else {
+        smr.iter().fold(false, |again, &smr| again | matches(smr, id))
+    };
+    match again.then(|| smr.iter().zip(s2cr).position(hit)).flatten() {
+        None => Match::Group((first + one) as u16),
+        Some(two) => Match::Conflict((first + one) as u16, (first + one + 1 + two) as u16),
     }
 }
 
 /// SMR with EXIDENABLE = 0: valid, and equal where MASK is 0.
 #[inline]
 fn matches(smr: u32, id: u32) -> bool {
-    smr >> 31 != 0 && (smr ^ id) & !(smr >> 16) & 0x7fff == 0
+    (smr >> 31 != 0) & ((smr ^ id) & !(smr >> 16) & 0x7fff == 0)
 }
 
 /// SMR with EXIDENABLE = 1: EXMASK, EXID, and the valid bit in S2CR.

@@ -59,6 +59,8 @@ impl Lookup<'_> {
         if exceeds(table, self.output_bits) {
             return Err(self.fault(FaultKind::AddressSize, self.base_level));
         }
+        let too_large = u64::MAX.checked_shl(self.output_bits.into()).unwrap_or(0);
+        let table_mask = bits::ADDRESS & !(granule.bytes() - 1);
         loop {
             let index = self.input >> shift & ((1 << width) - 1);
             let address = table | index << 3;
@@ -78,6 +80,18 @@ impl Lookup<'_> {
             let out = value & bits::ADDRESS;
             let kind = value & bits::TYPE;
             let is_table = kind == bits::TYPE_TABLE_OR_PAGE && level < 3;
+            if is_table && out & too_large == 0 {
+                table = value & table_mask;
+                recorder.step(self.step(level, address, value, Rule::Table { next: table }));
+                tables |= value;
+                if self.secure && !region.flat_attributes && value & bits::NS_TABLE != 0 {
+                    walk_attrs = walk_attrs.with_non_secure(true);
+                }
+                level += 1;
+                shift -= stride;
+                width = stride;
+                continue;
+            }
             let is_leaf = if level == 3 {
                 kind == bits::TYPE_TABLE_OR_PAGE
             } else {
@@ -87,25 +101,12 @@ impl Lookup<'_> {
                 recorder.step(self.step(level, address, value, Rule::Invalid));
                 return Err(self.fault(FaultKind::Translation, level));
             }
-            if exceeds(out, self.output_bits) {
+            if out & too_large != 0 {
                 let rule = Rule::AddressSize { address: out, bits: self.output_bits };
                 recorder.step(self.step(level, address, value, rule));
                 return Err(self.fault(FaultKind::AddressSize, level));
             }
-            if is_table {
-                table = out & !(granule.bytes() - 1);
-                recorder.step(self.step(level, address, value, Rule::Table { next: table }));
-                if !region.flat_attributes {
-                    tables |= value;
-                    if self.secure && value & bits::NS_TABLE != 0 {
-                        walk_attrs = walk_attrs.with_non_secure(true);
-                    }
-                }
-                level += 1;
-                shift -= stride;
-                width = stride;
-                continue;
-            }
+            let tables = if region.flat_attributes { 0 } else { tables };
             if value & bits::AF == 0 && !self.affd {
                 recorder.step(self.step(level, address, value, Rule::AccessFlag));
                 return Err(self.fault(FaultKind::AccessFlag, level));

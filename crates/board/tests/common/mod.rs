@@ -4,10 +4,12 @@
 //! moves bytes, [`Board::put`] and [`Board::get`] are the CPU's side of memory with the maintenance that it needs.
 #![allow(dead_code, missing_docs)]
 
+pub mod workload;
+
 use std::sync::Arc;
 
 use portcullis_arch::{Iova, Pa};
-use portcullis_board::sim::{Machine, Options, Recording};
+use portcullis_board::sim::{Event, Machine, Options, Recording};
 use portcullis_board::system::{BootOptions, Channel, System};
 use portcullis_board::{MachineDescription, Tree};
 use portcullis_bus::Memory as _;
@@ -26,6 +28,19 @@ pub fn thesis_tree() -> Tree {
 
 pub fn thesis() -> MachineDescription {
     MachineDescription::from_tree(&thesis_tree()).unwrap()
+}
+
+/// The thesis board with everything that can be coherent coherent.
+pub fn coherent() -> MachineDescription {
+    let mut description = thesis();
+    description.smmus[0].dma_coherent = true;
+    for channel in description.dma_channels.iter_mut().filter(|c| c.bus_width == 64) {
+        channel.dma_coherent = true;
+    }
+    for writer in &mut description.pl_writers {
+        writer.dma_coherent = true;
+    }
+    description
 }
 
 /// A random number generator that is the same everywhere.
@@ -179,6 +194,13 @@ impl Board {
         let status = writer.status();
         assert!(status.done());
         !status.error()
+    }
+
+    /// The events since the last time.
+    pub fn events(&self) -> Vec<Event> {
+        let (events, lost) = self.machine().tracer().take();
+        assert_eq!(lost, 0);
+        events
     }
 
     pub fn faults(&self) -> Vec<RoutedFault> {
