@@ -98,8 +98,8 @@ pub enum ProcessError {
 struct Area {
     len: u64,
     prot: Prot,
-    /// One for each page; `None` until it is touched.
-    pages: Vec<Option<Block>>,
+    /// The pages that were touched, by their number in the area.
+    pages: BTreeMap<u64, Block>,
     /// On its way out.
     leaving: bool,
 }
@@ -260,11 +260,7 @@ impl<M: DmaMemory + Clone + 'static> Process<M> {
         prot: Prot,
     ) -> Result<(), ProcessError> {
         self.table()?;
-        let count = usize::try_from(len / self.page()).map_err(|_| ProcessError::NoMemory { bytes: len })?;
-        let mut pages = Vec::new();
-        pages.try_reserve_exact(count).map_err(|_| ProcessError::NoMemory { bytes: len })?;
-        pages.resize(count, None);
-        areas.insert(va, Area { len, prot, pages, leaving: false });
+        areas.insert(va, Area { len, prot, pages: BTreeMap::new(), leaving: false });
         Ok(())
     }
 
@@ -286,10 +282,12 @@ impl<M: DmaMemory + Clone + 'static> Process<M> {
         let mut areas = self.areas.lock();
         let not_mapped = ProcessError::NotMapped { va };
         let (&start, area) = areas.range_mut(..=va.get()).next_back().ok_or(not_mapped)?;
-        let index = usize::try_from((va.get() - start) / page).map_err(|_| not_mapped)?;
-        let prot = area.prot;
-        let slot = area.pages.get_mut(index).filter(|_| !area.leaving).ok_or(not_mapped)?;
-        if slot.is_some() {
+        let offset = va.get() - start;
+        if area.leaving || offset >= area.len {
+            return Err(not_mapped);
+        }
+        let (prot, index) = (area.prot, offset / page);
+        if area.pages.contains_key(&index) {
             return Ok(false);
         }
         let no_memory = ProcessError::NoMemory { bytes: page };
@@ -298,7 +296,7 @@ impl<M: DmaMemory + Clone + 'static> Process<M> {
             self.memory.free(block);
             return Err(error.into());
         }
-        *slot = Some(block);
+        area.pages.insert(index, block);
         Ok(true)
     }
 
@@ -326,7 +324,7 @@ impl<M: DmaMemory + Clone + 'static> Process<M> {
     }
 
     fn free_pages(&self, areas: impl IntoIterator<Item = Area>) {
-        for block in areas.into_iter().flat_map(|area| area.pages).flatten() {
+        for block in areas.into_iter().flat_map(|area| area.pages.into_values()) {
             self.memory.free(block);
         }
     }

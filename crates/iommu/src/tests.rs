@@ -496,6 +496,22 @@ fn other_registers_can_be_tried_out_on_the_same_process() {
 }
 
 #[test]
+fn a_reservation_takes_memory_only_where_it_is_touched() {
+    let rig = rig();
+    let process = Process::new(rig.memory.clone(), ProcessConfig::default()).unwrap();
+    let before = rig.memory.outstanding();
+    // Most of the address space: no list of its pages could be held.
+    let va = process.reserve(1 << 46, Prot::RW).unwrap();
+    assert_eq!(rig.memory.outstanding(), before);
+    let far = va.wrapping_add((1 << 46) - 0x1000);
+    assert_eq!(process.fault_in(far), Ok(true));
+    assert_eq!(process.fault_in(far), Ok(false));
+    assert!(matches!(process.fault_in(va.wrapping_add(1 << 46)), Err(ProcessError::NotMapped { .. })));
+    process.munmap(va).unwrap();
+    assert_eq!(process.lookup(far), None);
+}
+
+#[test]
 fn a_page_can_come_at_the_fault_of_a_stalled_device() {
     let rig = rig();
     let device = rig.device("dma", &[0x200]).unwrap();
