@@ -33,7 +33,8 @@ struct Found {
 }
 
 impl Lookup<'_> {
-    #[inline]
+    // Inlined, because a leaf that is returned through memory costs as much as reading a level.
+    #[inline(always)]
     fn run<M: Memory, R: Recorder>(
         &self,
         memory: &M,
@@ -140,7 +141,7 @@ impl Lookup<'_> {
 }
 
 /// Walks stage 1 for `inside`, the address bits that `region`'s tables resolve.
-#[inline]
+#[inline(always)]
 pub(crate) fn stage1<M: Memory, R: Recorder>(
     memory: &M,
     s1: &Stage1,

@@ -432,7 +432,7 @@ pub fn combine(stage1: Attributes, stage2: Attributes) -> Attributes {
 impl Stage1 {
     /// Finds the leaf of `va`. `place` turns the address of a descriptor into where it is in memory (through stage
     /// 2 when nested, with stage 2's attributes).
-    #[inline]
+    #[inline(always)]
     fn walk<M: Memory, R: Recorder>(
         &self,
         memory: &M,
