@@ -290,7 +290,7 @@ impl System {
     /// Lets engines work and interrupts be handled until nothing moves.
     ///
     /// # Errors
-    /// Some engine works without end.
+    /// Some engine works without end, or some interrupt comes again and again although it is handled each time.
     pub fn settle(&self) -> Result<(), Stuck> {
         for _ in 0..ROUNDS {
             self.machine.run(STEPS)?;
@@ -298,7 +298,11 @@ impl System {
                 return Ok(());
             }
         }
-        Err(Stuck { steps: ROUNDS, engines: vec!["an interrupt that does not go away".into()] })
+        self.machine.run(STEPS)?;
+        let lines = self.machine.tracer().lines().pending();
+        let engines =
+            lines.iter().map(|line| format!("whoever raises interrupt {line} again and again")).collect();
+        Err(Stuck { steps: ROUNDS, engines })
     }
 
     /// Runs the handlers of all lines that are high. Returns how many of them had something to do.

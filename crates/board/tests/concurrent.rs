@@ -84,10 +84,12 @@ fn hammer(system: &System, name: &str, len: u64, shared: &Shared) {
     let stream: StreamId = machine.engine(name).unwrap().stream;
     let mut port = machine.smmu().unwrap().port(machine.memory().view(View::NonCoherent, name));
     let (from, mut random) = (Initiator::new(stream), Random(u64::from(stream.get())));
-    let mut buf = vec![0; 0x3000];
+    let mut buf = vec![0; len.min(0x4_0000) as usize];
     while !shared.stop.load(Ordering::Relaxed) {
         let at = random.below(len);
-        let n = 1 + random.below((len - at).min(buf.len() as u64)) as usize;
+        let longest = (len - at).min(buf.len() as u64);
+        // Mostly long ones: they are under way when the driver calls.
+        let n = if random.below(4) == 0 { 1 + random.below(longest) } else { longest } as usize;
         let result = if random.below(2) == 0 {
             buf[..n].fill(WRITTEN);
             port.write(from, Iova(IN + at), &buf[..n])
@@ -207,6 +209,26 @@ fn after_a_stage_1_unmap_of_many_pages_no_port_reaches_them() {
 #[test]
 fn after_a_stage_2_unmap_no_port_reaches_the_pages() {
     after_unmap_nothing_is_reached(DomainSpec::Stage2, 3);
+}
+
+#[test]
+fn accesses_that_are_under_way_have_ended_when_unmap_returns() {
+    let state = std::sync::OnceLock::new();
+    // One block: a single access of 256 KiB runs for a while with one translation.
+    let len = 0x20_0000;
+    with_devices(len, |system, shared, round| {
+        let domain: &Arc<Domain> = state.get_or_init(|| {
+            let domain = domain(system, DomainSpec::Stage1(Paging::default()));
+            attach_all(system, &domain);
+            domain
+        });
+        let limit = Instant::now() + Duration::from_millis(100);
+        domain.map(Iova(IN), Pa(0x4000_0000), len, Prot::RW.noexec()).unwrap();
+        wait_for(&shared.through, limit);
+        assert_eq!(domain.unmap(Iova(IN), len), Ok(len));
+        take_over(system, 0x4000_0000, len as usize, round);
+    });
+    drop(state);
 }
 
 #[test]
