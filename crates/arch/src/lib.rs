@@ -13,6 +13,7 @@ pub mod addr;
 pub mod attrs;
 pub mod plwriter;
 pub mod smmuv2;
+pub mod smmuv3;
 pub mod vmsa;
 pub mod zdma;
 pub mod zynqmp;

@@ -32,6 +32,8 @@ pub mod long {
     pub const AF: u64 = 1 << 10;
     /// Stage 1 leaf: not global.
     pub const NG: u64 = 1 << 11;
+    /// Leaf: dirty bit modifier, read-only means not written yet.
+    pub const DBM: u64 = 1 << 51;
     /// Leaf: part of a contiguous run.
     pub const CONTIGUOUS: u64 = 1 << 52;
     /// Stage 1 leaf: privileged execute never.
