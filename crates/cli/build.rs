@@ -25,14 +25,23 @@ fn main() -> io::Result<()> {
     let boards = root.join("../../boards").canonicalize()?;
     println!("cargo::rerun-if-changed={}", boards.display());
     let mut out = String::from("pub(crate) const BOARDS: &[Board] = &[\n");
-    for dtb in sorted(&boards)?.iter().filter(|p| has_extension(p, "dtb")) {
-        let name = stem(dtb);
+    for entry in sorted(&boards)? {
+        // A tree, or a folder of scenarios for another board's tree, which its file `board` names.
+        let (name, dtb) = if has_extension(&entry, "dtb") {
+            (stem(&entry), entry)
+        } else if entry.join("board").is_file() {
+            let tree = fs::read_to_string(entry.join("board"))?;
+            (stem(&entry), boards.join(format!("{}.dtb", tree.trim())))
+        } else {
+            continue;
+        };
         let scenarios = boards.join(&name);
         let order = scenarios.join("order");
         let order = if order.is_file() { fs::read_to_string(order)? } else { String::new() };
         let _ = writeln!(
             out,
-            "Board {{ name: {name:?}, dtb: include_bytes!({:?}), order: {order:?}, scenarios: &[",
+            "Board {{ name: {name:?}, tree: {:?}, dtb: include_bytes!({:?}), order: {order:?}, scenarios: &[",
+            stem(&dtb),
             dtb.display().to_string()
         );
         if scenarios.is_dir() {

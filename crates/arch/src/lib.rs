@@ -14,6 +14,7 @@ pub mod attrs;
 pub mod plwriter;
 pub mod smmuv2;
 pub mod smmuv3;
+pub mod testdev;
 pub mod vmsa;
 pub mod zdma;
 pub mod zynqmp;

@@ -10,6 +10,14 @@ pub enum Kind {
     Mmu500,
     /// Another Arm SMMU of architecture version 2.
     SmmuV2,
+    /// An Arm SMMU of architecture version 3, see [`SMMU_V3`].
+    SmmuV3,
+    /// The interrupt translation service of a GICv3: where messages become interrupts.
+    Its,
+    /// A PCIe host bridge with an ECAM window, see [`PCIE_HOST`].
+    PcieHost,
+    /// The PCIe DMA test device, see [`TEST_DEVICE`].
+    TestDevice,
     /// One channel of the ZynqMP's general-purpose DMA.
     Zdma,
     /// The writer IP in the programmable logic, see [`PL_WRITER`].
@@ -27,6 +35,33 @@ pub enum Kind {
 /// | `portcullis,ax-prot` | cell, 0 to 7, default 2: AxPROT as wired: bit 0 privileged, bit 1 non-secure, bit 2 instruction |
 /// | `iommus`, `dma-coherent` | as for any master |
 pub const PL_WRITER: &str = "portcullis,pl-writer";
+/// The compatible string of an SMMUv3. Linux's binding, and one property of ours:
+///
+/// | Property | Meaning |
+/// |---|---|
+/// | `reg` | its two register pages, at least 128 KiB |
+/// | `#iommu-cells` | 1: the stream id |
+/// | `interrupts`, `interrupt-names` | `combined`, or some of `eventq`, `priq`, `cmdq-sync`, `gerror`; edge triggered |
+/// | `msi-parent` | the ITS and the device id of its messages |
+/// | `dma-coherent` | its table walks and queues snoop the CPU's caches |
+/// | `hisilicon,broken-prefetch-cmd` | noted: the model's prefetches work |
+/// | `cavium,cn9900-broken-page1-regspace` | refused when the machine is built: the model has its page 1 |
+/// | `portcullis,smmu-v3` | string: what the model can do: `full` (the default), `small` (version 3.1) or `qemu-virt` |
+///
+/// A master may have `pasid-num-bits` (substreams) and `dma-can-stall`, as in Linux.
+pub const SMMU_V3: &str = "arm,smmu-v3";
+/// The compatible string of a PCIe host bridge. Its `reg` is the ECAM window, which is not modelled: the endpoints are
+/// those that the tree lists as child nodes (`reg` is the configuration address, `assigned-addresses` gives the base address
+/// registers). `iommu-map`, `iommu-map-mask`, `msi-map` and `msi-map-mask` turn a requester id into a stream id
+/// and into the device id of messages. An endpoint's own properties say what a driver would read from its capabilities:
+///
+/// | Property of an endpoint | Meaning |
+/// |---|---|
+/// | `portcullis,ats`, `portcullis,pri` | it has address translation services, and page requests |
+/// | `pasid-num-bits` | cell: bits of its process address space ids, 0 to 20 |
+pub const PCIE_HOST: &str = "pci-host-ecam-generic";
+/// The compatible strings of the PCIe DMA test device: its PCI ids, or ours.
+pub const TEST_DEVICE: [&str; 2] = ["portcullis,pcie-testdev", "pci1ae0,6b"];
 /// The compatible string of a ZDMA channel.
 pub const ZDMA: &str = "xlnx,zynqmp-dma-1.0";
 /// The compatible string of the whole chip, in the root node.
@@ -35,6 +70,11 @@ pub const ZYNQMP: &str = "xlnx,zynqmp";
 const TABLE: &[(&str, Kind)] = &[
     ("arm,mmu-500", Kind::Mmu500),
     ("arm,smmu-v2", Kind::SmmuV2),
+    (SMMU_V3, Kind::SmmuV3),
+    ("arm,gic-v3-its", Kind::Its),
+    (PCIE_HOST, Kind::PcieHost),
+    (TEST_DEVICE[0], Kind::TestDevice),
+    (TEST_DEVICE[1], Kind::TestDevice),
     (ZDMA, Kind::Zdma),
     (PL_WRITER, Kind::PlWriter),
 ];
@@ -46,6 +86,6 @@ impl Kind {
     }
     /// True for SMMUs.
     pub fn is_smmu(self) -> bool {
-        matches!(self, Self::Mmu500 | Self::SmmuV2)
+        matches!(self, Self::Mmu500 | Self::SmmuV2 | Self::SmmuV3)
     }
 }

@@ -7,6 +7,20 @@
 //! | the tree as a machine: memory, SMMUs, DMA channels, masters and their streams | [`machine`] |
 //! | the machine for a person and for JSON | [`mod@report`] |
 //! | the overlay that puts a master behind the SMMU | [`protect`] |
+//! | the hardware, running: models on one bus, with time, interrupts, messages and a record | [`sim`] |
+//! | the software on it: drivers bound, interrupts handled | [`system`] |
+//!
+//! Both kinds of SMMU are one to the rest of the board: [`sim::SmmuModel`], [`sim::Explanation`],
+//! [`system::SmmuDriver`].
+//!
+//! | Simplified | |
+//! |---|---|
+//! | ITS | a message's data is its event id, unique on the board, and becomes LPI 8192 + id; there are no device tables |
+//! | messages of PCIe devices | go to the ITS past the SMMU |
+//! | PCIe configuration space | not modelled: the tree says what a function can do, [`system::System::enable_ats`] is its enable bits |
+//! | edge triggered lines | remembered until their handler runs, if the tree calls them edges; an edge on a line that the tree calls a level is lost |
+//! | CMD_SYNC's interrupt | recorded, and handled by nobody, as in Linux |
+//! | stale configuration | seen where the port's TLB still translates what the stream table refuses or passes; not where an old descriptor leads to other tables |
 //!
 //! ```
 //! use portcullis_board::{MachineDescription, Tree, report};

@@ -30,10 +30,16 @@ impl<'m> Plan<'m> {
     fn new(desc: &'m MachineDescription, name: &str) -> Result<Self, TreeError> {
         let master = find(desc, name)?;
         let path = &master.node.path;
+        if let Some(rid) = master.rid {
+            let reason = format!(
+                "a PCI function ({rid}): the `iommu-map` of its host bridge says which SMMU it is behind, as which stream"
+            );
+            return Err(TreeError::node(path, reason));
+        }
         let Some((index, smmu)) = desc.smmu() else {
             return Err(TreeError::node(
                 path,
-                "the tree has no SMMU (arm,mmu-500 or arm,smmu-v2) to put it behind",
+                "the tree has no SMMU (arm,mmu-500, arm,smmu-v2 or arm,smmu-v3) to put it behind",
             ));
         };
         if smmu.legacy {

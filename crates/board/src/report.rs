@@ -9,7 +9,10 @@ use portcullis_arch::StreamId;
 use portcullis_arch::zynqmp::{self, SmmuPath};
 use serde::{Serialize, Serializer};
 
-use crate::machine::{Agreement, Chip, Kind, MachineDescription, Master, NodeInfo, Smmu};
+use crate::machine::{
+    Agreement, Chip, DeclaredStream, Kind, MachineDescription, Master, MsiTarget, NodeInfo, PcieHost, Smmu,
+    TestDevice,
+};
 use crate::tree::{Finding, Level, Region};
 
 /// A number shown in hexadecimal.
@@ -53,6 +56,12 @@ pub struct Report {
     pub dma_channels: Vec<ChannelReport>,
     /// PL writers.
     pub pl_writers: Vec<WriterReport>,
+    /// PCIe host bridges.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub pcie_hosts: Vec<HostReport>,
+    /// PCIe test devices.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub test_devices: Vec<TestDeviceReport>,
     /// Everything that issues DMA, modelled or not.
     pub masters: Vec<MasterReport>,
     /// What was noticed.
@@ -99,6 +108,53 @@ pub struct SmmuReport {
     pub coherent_walks: bool,
     /// Streams that masters in use declare at it.
     pub declared_streams: usize,
+    /// Its interrupts by name, for an SMMUv3.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub wires: Vec<(&'static str, u32)>,
+    /// Where its messages go: the ITS's doorbell and its device id, for an SMMUv3.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub messages: Option<(Hex, Hex)>,
+    /// Bits of its stream ids, for an SMMUv3.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stream_bits: Option<u8>,
+}
+
+/// A PCIe host bridge.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct HostReport {
+    /// Its path.
+    pub path: String,
+    /// First address of its configuration space.
+    pub base: Hex,
+    /// Bytes of configuration space.
+    pub size: Hex,
+    /// True if it is in use.
+    pub enabled: bool,
+    /// `iommu-map`: first requester id, how many, path of the SMMU, first stream.
+    pub iommu_map: Vec<(Hex, Hex, String, Hex)>,
+}
+
+/// A PCIe test device.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct TestDeviceReport {
+    /// Its path.
+    pub path: String,
+    /// Its requester id, `00:01.0`.
+    pub rid: String,
+    /// First address of its registers.
+    pub base: Hex,
+    /// Its stream.
+    pub stream: Option<Hex>,
+    /// Bits of its process address space ids.
+    pub pasid_bits: u8,
+    /// It has address translation services.
+    pub ats: bool,
+    /// It has page requests.
+    pub pri: bool,
+    /// Its messages: the doorbell and the device id.
+    pub messages: Option<(Hex, Hex)>,
+    /// True if it is in use.
+    pub enabled: bool,
 }
 
 /// A DMA channel.
@@ -214,6 +270,8 @@ pub fn report(desc: &MachineDescription) -> Report {
                 enabled: w.node.available,
             })
             .collect(),
+        pcie_hosts: desc.pcie_hosts.iter().map(|h| host(desc, h)).collect(),
+        test_devices: desc.test_devices.iter().map(|d| test_device(desc, d)).collect(),
         masters: desc.masters.iter().map(master).collect(),
         findings: desc.findings.clone(),
         not_modelled: desc
@@ -236,6 +294,39 @@ fn status(node: &NodeInfo) -> String {
     }
 }
 
+fn messages(desc: &MachineDescription, target: Option<MsiTarget>) -> Option<(Hex, Hex)> {
+    let target = target?;
+    Some((Hex(desc.its.get(target.its)?.doorbell().get()), Hex(target.device.into())))
+}
+
+fn host(desc: &MachineDescription, host: &PcieHost) -> HostReport {
+    let entry = |(first, stream, count): &(u32, DeclaredStream, u32)| {
+        let smmu = desc.smmus.get(stream.smmu).map(|s| s.node.path.clone()).unwrap_or_default();
+        (Hex((*first).into()), Hex((*count).into()), smmu, stream.id.into())
+    };
+    HostReport {
+        path: host.node.path.clone(),
+        base: Hex(host.region.base.get()),
+        size: Hex(host.region.size),
+        enabled: host.node.available,
+        iommu_map: host.iommu_map.iter().map(entry).collect(),
+    }
+}
+
+fn test_device(desc: &MachineDescription, device: &TestDevice) -> TestDeviceReport {
+    TestDeviceReport {
+        path: device.node.path.clone(),
+        rid: device.rid.to_string(),
+        base: Hex(device.region.base.get()),
+        stream: device.streams.first().map(Hex::from),
+        pasid_bits: device.pasid_bits,
+        ats: device.ats,
+        pri: device.pri,
+        messages: messages(desc, device.msi),
+        enabled: device.node.available,
+    }
+}
+
 fn smmu(desc: &MachineDescription, index: usize, smmu: &Smmu) -> SmmuReport {
     let mut interrupts: Vec<(u32, usize)> = Vec::new();
     for spi in smmu.interrupts.iter().filter_map(|i| i.spi()) {
@@ -244,7 +335,12 @@ fn smmu(desc: &MachineDescription, index: usize, smmu: &Smmu) -> SmmuReport {
             _ => interrupts.push((spi, 1)),
         }
     }
-    let meaning = if smmu.node.available {
+    let meaning = if smmu.node.available && smmu.v3.is_some() {
+        "it translates the masters that have `iommus` or are in an `iommu-map`; Linux aborts every other stream"
+    } else if smmu.v3.is_some() {
+        "no driver touches it, and after reset it passes all transactions untranslated (CR0.SMMUEN = 0, GBPA.ABORT = \
+         0): every master reaches all of memory with physical addresses, and `iommus` has no effect"
+    } else if smmu.node.available {
         "it translates the masters that have `iommus`; Linux blocks a stream that no driver has set up \
          (arm-smmu.disable_bypass)"
     } else {
@@ -255,6 +351,7 @@ fn smmu(desc: &MachineDescription, index: usize, smmu: &Smmu) -> SmmuReport {
         path: smmu.node.path.clone(),
         kind: match smmu.kind {
             Kind::Mmu500 => "Arm MMU-500 (SMMUv2)",
+            Kind::SmmuV3 => "Arm SMMUv3",
             _ => "Arm SMMUv2",
         },
         base: Hex(smmu.region.base.get()),
@@ -266,7 +363,22 @@ fn smmu(desc: &MachineDescription, index: usize, smmu: &Smmu) -> SmmuReport {
         global_interrupts: smmu.global_interrupts,
         coherent_walks: smmu.dma_coherent,
         declared_streams: desc.declared_streams(index).count(),
+        wires: wires(smmu),
+        messages: messages(desc, smmu.v3.as_ref().and_then(|v3| v3.msi)),
+        stream_bits: smmu.v3.as_ref().map(|v3| v3.preset.stream_bits()),
     }
+}
+
+fn wires(smmu: &Smmu) -> Vec<(&'static str, u32)> {
+    let Some(v3) = &smmu.v3 else { return Vec::new() };
+    let wires = [
+        ("combined", &v3.combined),
+        ("eventq", &v3.eventq),
+        ("priq", &v3.priq),
+        ("cmdq-sync", &v3.cmdq_sync),
+        ("gerror", &v3.gerror),
+    ];
+    wires.into_iter().filter_map(|(name, wire)| Some((name, wire.as_ref()?.spi()?))).collect()
 }
 
 fn channel(desc: &MachineDescription, channel: &crate::machine::DmaChannel) -> ChannelReport {
@@ -349,6 +461,7 @@ impl fmt::Display for Report {
         self.smmus(f)?;
         self.channels(f)?;
         self.writers(f)?;
+        self.pcie(f)?;
         self.masters(f)?;
         self.rest(f)
     }
@@ -382,9 +495,19 @@ impl Report {
             let state = if s.enabled { "ENABLED" } else { "DISABLED" };
             writeln!(f, "\nSMMU {} is {state} (status {})", s.path, s.status)?;
             writeln!(f, "  {} at {}, {} bytes of registers", s.kind, s.base, s.size)?;
-            write!(f, "  interrupts: {} global;", s.global_interrupts)?;
-            for (spi, count) in &s.interrupts {
-                write!(f, " SPI {spi} x {count}")?;
+            if let Some(bits) = s.stream_bits {
+                write!(f, "  {bits} bits of stream ids; interrupts:")?;
+                for (name, spi) in &s.wires {
+                    write!(f, " {name} SPI {spi}")?;
+                }
+                if let Some((doorbell, device)) = s.messages {
+                    write!(f, ", messages to {doorbell} as device {device}")?;
+                }
+            } else {
+                write!(f, "  interrupts: {} global;", s.global_interrupts)?;
+                for (spi, count) in &s.interrupts {
+                    write!(f, " SPI {spi} x {count}")?;
+                }
             }
             let walks = if s.coherent_walks { "coherent" } else { "not coherent" };
             writeln!(f, "; table walks are {walks}")?;
@@ -429,6 +552,29 @@ impl Report {
                 "\nPL writer {} at {} on {}: {stream} with AXI ID {} after reset{off}",
                 w.path, w.base, w.port, w.axi_id
             )?;
+        }
+        Ok(())
+    }
+
+    fn pcie(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for h in &self.pcie_hosts {
+            let off = if h.enabled { "" } else { ", off" };
+            writeln!(f, "\nPCIe host bridge {} with ECAM at {}{off}", h.path, h.base)?;
+            for (first, count, smmu, stream) in &h.iommu_map {
+                writeln!(f, "  {count} requester ids from {first} are streams from {stream} of {smmu}")?;
+            }
+        }
+        for d in &self.test_devices {
+            let stream = d.stream.map_or("no stream".into(), |s| format!("stream {s}"));
+            let off = if d.enabled { "" } else { ", off" };
+            write!(f, "  test device {} {} at {}: {stream}, ", d.rid, d.path, d.base)?;
+            write!(f, "{} bits of PASID", d.pasid_bits)?;
+            for (name, has) in [("ATS", d.ats), ("PRI", d.pri), ("MSI", d.messages.is_some())] {
+                if has {
+                    write!(f, ", {name}")?;
+                }
+            }
+            writeln!(f, "{off}")?;
         }
         Ok(())
     }

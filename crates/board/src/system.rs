@@ -1,16 +1,18 @@
 //! The software side of a board: drivers bound to the machine's devices and the IOMMU core over them, as an operating
 //! system has it after boot.
 //!
-//! [`System::boot`] probes the SMMU, enters every engine with the streams that its device-tree node declares, and binds an
-//! engine driver to each. It takes interrupts when [`System::settle`] is called: engines work, lines rise, handlers run,
+//! [`System::boot`] probes the SMMUs of either kind, enters every engine with the streams that its device-tree node (or
+//! its bridge's `iommu-map`) declares, and binds an engine driver to each. It takes interrupts when [`System::settle`] is called: engines work, lines rise, handlers run,
 //! until nothing moves any more.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use portcullis_arch::{Iova, Pa, StreamId};
-use portcullis_drivers::ops::{IommuOps, StreamMatch};
+use portcullis_drivers::ops::{IommuOps, MasterOptions, StreamMatch};
 use portcullis_drivers::smmuv2::{self, ProbeError};
+use portcullis_drivers::smmuv3::{self, MsiTarget, MsiTargets, Parts};
+use portcullis_drivers::testdev::TestDevice;
 use portcullis_drivers::zdma::{self, DescriptorPool, POOL_BYTES, ZdmaError};
 use portcullis_drivers::{plwriter, zdma::Zdma};
 use portcullis_hal::DmaMemory;
@@ -18,10 +20,43 @@ use portcullis_iommu::{DefaultDomain, DeviceId, Domain, FwSpec, InstanceId, Iomm
 use thiserror::Error;
 
 use crate::machine::Streams;
-use crate::sim::{Clock, EngineKind, EngineSlot, Machine, Memory, Registers, Stuck};
+use crate::sim::{Clock, EngineKind, EngineSlot, Machine, Memory, Registers, SmmuSlot, Stuck};
 
-/// The SMMU driver on a board.
+/// The driver of an SMMUv2 on a board.
 pub type Smmu = smmuv2::SmmuV2<Registers, Memory, Clock>;
+/// The driver of an SMMUv3 on a board.
+pub type SmmuV3 = smmuv3::SmmuV3<Parts<Registers, Memory, Clock>>;
+
+/// The driver of an SMMU.
+#[derive(Clone)]
+pub enum SmmuDriver {
+    /// Of architecture version 2.
+    V2(Arc<Smmu>),
+    /// Of architecture version 3.
+    V3(Arc<SmmuV3>),
+}
+
+impl SmmuDriver {
+    /// Its face to the IOMMU core.
+    pub fn ops(&self) -> Arc<dyn IommuOps> {
+        match self {
+            Self::V2(driver) => driver.clone(),
+            Self::V3(driver) => driver.clone(),
+        }
+    }
+}
+
+/// How to boot the driver of an SMMUv3.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct V3Options {
+    /// Interrupts are messages, where the tree says which ITS takes them; otherwise wires.
+    pub messages: bool,
+    /// Stream ids that the stream table has room for, as bits; `None` for all that the SMMU has. With 8 or less the table is
+    /// linear.
+    pub stream_bits: Option<u8>,
+    /// Largest queues, as log2 of their entries: commands, events, page requests. `None` for the driver's choice.
+    pub queue_log2: Option<[u8; 3]>,
+}
 
 /// How to boot.
 #[derive(Clone, Debug, Default)]
@@ -30,6 +65,10 @@ pub struct BootOptions {
     pub default_domain: DefaultDomain,
     /// Streams that no device has claimed bypass the SMMU (`arm-smmu.disable_bypass=0`).
     pub bypass_unmatched: bool,
+    /// For drivers of SMMUv3s.
+    pub v3: V3Options,
+    /// Engines without a driver: nobody touches them, and their streams are not entered.
+    pub unbound: BTreeSet<String>,
     /// Streams to use for a device instead of those of its node: what a mistake in the device tree would be.
     pub streams: BTreeMap<String, Vec<u32>>,
 }
@@ -44,6 +83,14 @@ pub enum BootError {
         path: String,
         /// Why.
         error: ProbeError,
+    },
+    /// The SMMUv3 refused.
+    #[error("{path}: {error}")]
+    ProbeV3 {
+        /// Its node.
+        path: String,
+        /// Why.
+        error: smmuv3::ProbeError,
     },
     /// A device could not be entered.
     #[error("{device}: {error}")]
@@ -98,6 +145,20 @@ pub struct Writer {
     pub driver: plwriter::PlWriter<Registers>,
 }
 
+/// A PCIe test device with its driver.
+pub struct Tester {
+    /// Its name.
+    pub name: Arc<str>,
+    /// Its index in [`Machine::engines`].
+    pub slot: usize,
+    /// Its device at the IOMMU core.
+    pub device: Option<DeviceId>,
+    /// The event id of its messages, if the tree gives it an ITS.
+    pub message: Option<u32>,
+    /// The driver.
+    pub driver: TestDevice<Registers>,
+}
+
 /// An SMMU with its driver.
 pub struct BoundSmmu {
     /// Index in [`MachineDescription::smmus`](crate::MachineDescription::smmus).
@@ -105,7 +166,12 @@ pub struct BoundSmmu {
     /// Its instance at the IOMMU core.
     pub instance: InstanceId,
     /// The driver.
-    pub driver: Arc<Smmu>,
+    pub driver: SmmuDriver,
+    /// Interrupt lines that its driver handles. Nobody handles an SMMUv3's `cmdq-sync`: the driver waits for commands by
+    /// looking, as Linux does.
+    pub lines: Vec<u32>,
+    /// Event ids of its messages.
+    pub messages: std::ops::Range<u32>,
 }
 
 /// A booted board.
@@ -115,7 +181,13 @@ pub struct System {
     smmus: Vec<BoundSmmu>,
     channels: Vec<Channel>,
     writers: Vec<Writer>,
+    testers: Vec<Tester>,
 }
+
+/// Event ids of each SMMU: events, page requests, global errors.
+const SMMU_MESSAGES: u32 = 3;
+/// The first event id of test devices. There are fewer SMMUs than would reach it.
+const TESTER_MESSAGES: u32 = 0x1000;
 
 /// Rounds of work and interrupts that [`System::settle`] makes at most.
 const ROUNDS: u64 = 100_000;
@@ -132,27 +204,25 @@ impl System {
         let mut smmus = Vec::new();
         for slot in machine.smmus() {
             let Some(node) = machine.description().smmus.get(slot.index) else { continue };
-            let compatible = match node.kind {
-                crate::compatible::Kind::Mmu500 => "arm,mmu-500",
-                _ => "arm,smmu-v2",
+            let first = SMMU_MESSAGES * slot.index as u32;
+            let driver = match &node.v3 {
+                None => SmmuDriver::V2(Arc::new(probe_v2(&machine, slot, node, options)?)),
+                Some(v3) => SmmuDriver::V3(Arc::new(probe_v3(&machine, slot, (node, v3), options, first)?)),
             };
-            let driver = Smmu::probe(
-                machine.registers_of(slot),
-                machine.dma_memory(),
-                machine.clock(),
-                smmuv2::Options {
-                    bypass_unmatched: options.bypass_unmatched,
-                    coherent_walk: Some(node.dma_coherent),
-                    ..smmuv2::Options::new(node.region.size, compatible)
-                },
-            )
-            .map_err(|error| BootError::Probe { path: node.node.path.clone(), error })?;
-            let driver = Arc::new(driver);
-            let instance = core.register(&node.node.name, driver.clone());
-            smmus.push(BoundSmmu { index: slot.index, instance, driver });
+            let instance = core.register(&node.node.name, driver.ops());
+            let lines = match &node.v3 {
+                None => slot.interrupts.clone(),
+                Some(v3) => [&v3.combined, &v3.eventq, &v3.priq, &v3.gerror]
+                    .into_iter()
+                    .filter_map(|wire| wire.as_ref()?.spi())
+                    .collect(),
+            };
+            let messages = first..first + SMMU_MESSAGES;
+            smmus.push(BoundSmmu { index: slot.index, instance, driver, lines, messages });
         }
-        let mut system = Self { machine, core, smmus, channels: Vec::new(), writers: Vec::new() };
-        for name in options.streams.keys() {
+        let (channels, writers, testers) = (Vec::new(), Vec::new(), Vec::new());
+        let mut system = Self { machine, core, smmus, channels, writers, testers };
+        for name in options.streams.keys().chain(&options.unbound) {
             if system.machine.engine(name).is_none() {
                 return Err(BootError::UnknownDevice(name.clone()));
             }
@@ -164,7 +234,8 @@ impl System {
     fn bind_engines(&mut self, options: &BootOptions) -> Result<(), BootError> {
         let machine = self.machine.clone();
         let memory = machine.dma_memory();
-        for (slot, engine) in machine.engines().iter().enumerate() {
+        let bound = |engine: &EngineSlot| !options.unbound.contains(&*engine.name);
+        for (slot, engine) in machine.engines().iter().enumerate().filter(|(_, e)| bound(e)) {
             let registers = machine.engine_registers(engine);
             let streams = self.streams_of(engine, options.streams.get(&*engine.name));
             let mut pool = None;
@@ -182,6 +253,9 @@ impl System {
                     let (name, interrupt) = (engine.name.clone(), engine.interrupt);
                     self.channels.push(Channel { name, slot, device, interrupt, driver });
                 }
+                None if matches!(engine.engine, EngineKind::TestDevice(_)) => {
+                    self.bind_tester(slot, engine, device, registers);
+                }
                 None => {
                     let driver = plwriter::PlWriter::new(registers);
                     self.writers.push(Writer { name: engine.name.clone(), slot, device, driver });
@@ -189,6 +263,25 @@ impl System {
             }
         }
         Ok(())
+    }
+
+    fn bind_tester(
+        &mut self,
+        slot: usize,
+        engine: &EngineSlot,
+        device: Option<DeviceId>,
+        registers: Registers,
+    ) {
+        let driver = TestDevice::new(registers);
+        let description = self.machine.description();
+        let node = description.test_devices.iter().find(|d| d.node.path == engine.path);
+        let its = node.and_then(|d| description.its.get(d.msi?.its)).filter(|its| its.node.available);
+        let message = its.map(|its| {
+            let data = TESTER_MESSAGES + self.testers.len() as u32;
+            driver.use_messages(its.doorbell(), data);
+            data
+        });
+        self.testers.push(Tester { name: engine.name.clone(), slot, device, message, driver });
     }
 
     /// The streams that software believes a device has at the SMMU in front of it.
@@ -203,6 +296,7 @@ impl System {
             .iter()
             .map(|c| (&c.node.path, &c.streams))
             .chain(d.pl_writers.iter().map(|w| (&w.node.path, &w.streams)))
+            .chain(d.test_devices.iter().map(|t| (&t.node.path, &t.streams)))
             .find(|(path, _)| **path == engine.path)
             .map_or(&none, |(_, s)| s);
         let here = streams.declared.iter().filter(|s| Some(s.smmu) == engine.smmu);
@@ -216,8 +310,33 @@ impl System {
             return Ok(None);
         }
         let spec = FwSpec { streams: streams.to_vec() };
-        let device = self.core.add_device(&engine.name, smmu.instance, &spec, &[]);
+        let options = self.options_of(engine);
+        let device = self.core.add_device_with(&engine.name, smmu.instance, &spec, &[], options);
         device.map(Some).map_err(|error| BootError::Device { device: engine.name.to_string(), error })
+    }
+
+    /// What the tree says that a device can do beyond plain accesses.
+    fn options_of(&self, engine: &EngineSlot) -> MasterOptions {
+        let Some(master) = self.machine.description().master(&engine.path) else {
+            return MasterOptions::default();
+        };
+        MasterOptions {
+            substream_bits: master.pasid_bits,
+            can_stall: master.can_stall,
+            ats: master.ats && engine.atc.is_some(),
+        }
+    }
+
+    /// Enables or disables a device's address translation services and page requests, as software does in its configuration
+    /// space. They are off after boot; enable them when the device is attached to a domain that translates. False if
+    /// the device has no translation cache.
+    pub fn enable_ats(&self, name: &str, ats: bool, page_requests: bool) -> bool {
+        let engine = self.machine.engine(name);
+        let Some((atc, engine)) = engine.and_then(|e| Some((e.atc.as_ref()?, e))) else { return false };
+        let pri = self.machine.description().master(&engine.path).is_some_and(|m| m.pri);
+        atc.enable_pri(page_requests && ats && pri);
+        atc.enable_ats(ats);
+        true
     }
 
     /// The hardware.
@@ -228,9 +347,23 @@ impl System {
     pub fn core(&self) -> &IommuCore {
         &self.core
     }
-    /// The SMMU's instance at the core and its driver; the first of several.
+    /// The instance of the first SMMU at the core.
+    pub fn iommu(&self) -> Option<InstanceId> {
+        self.smmus.first().map(|s| s.instance)
+    }
+    /// The instance of the SMMUv2 at the core and its driver; the first of several.
     pub fn smmu(&self) -> Option<(InstanceId, &Arc<Smmu>)> {
-        self.smmus.first().map(|s| (s.instance, &s.driver))
+        self.smmus.iter().find_map(|s| match &s.driver {
+            SmmuDriver::V2(driver) => Some((s.instance, driver)),
+            SmmuDriver::V3(_) => None,
+        })
+    }
+    /// The instance of the SMMUv3 at the core and its driver; the first of several.
+    pub fn smmu_v3(&self) -> Option<(InstanceId, &Arc<SmmuV3>)> {
+        self.smmus.iter().find_map(|s| match &s.driver {
+            SmmuDriver::V3(driver) => Some((s.instance, driver)),
+            SmmuDriver::V2(_) => None,
+        })
     }
     /// All SMMUs in use, in the order of [`Machine::smmus`].
     pub fn smmus(&self) -> &[BoundSmmu] {
@@ -251,6 +384,14 @@ impl System {
     /// A PL writer by name.
     pub fn writer(&self, name: &str) -> Option<&Writer> {
         self.writers.iter().find(|w| &*w.name == name)
+    }
+    /// The PCIe test devices.
+    pub fn testers(&self) -> &[Tester] {
+        &self.testers
+    }
+    /// A PCIe test device by name.
+    pub fn tester(&self, name: &str) -> Option<&Tester> {
+        self.testers.iter().find(|t| &*t.name == name)
     }
     /// A device by the name of its engine.
     pub fn device(&self, name: &str) -> Option<DeviceId> {
@@ -305,14 +446,33 @@ impl System {
         Err(Stuck { steps: ROUNDS, engines })
     }
 
-    /// Runs the handlers of all lines that are high. Returns how many of them had something to do.
+    /// Lets engines work and interrupts be handled for so many nanoseconds: for engines that never rest.
+    pub fn run_for(&self, ns: u64) {
+        let until = self.machine.tracer().now().saturating_add(ns);
+        while self.machine.tracer().now() < until {
+            let before = self.machine.tracer().now();
+            // Interrupts are late by a microsecond at most.
+            self.machine.run_until(until.min(before.saturating_add(1000)));
+            if self.take_interrupts() == 0 && self.machine.tracer().now() == before {
+                self.machine.tracer().advance_to(until);
+            }
+        }
+    }
+
+    /// Runs the handlers of all lines that are high, of edges that came, and of messages. Returns how many of them had
+    /// something to do.
     pub fn take_interrupts(&self) -> usize {
         let mut handled = 0;
+        let (edges, messages) = self.machine.tracer().take_edges();
+        for smmu in &self.smmus {
+            let wired = smmu.lines.iter().any(|line| edges.contains(line));
+            if wired || messages.range(smmu.messages.clone()).next().is_some() {
+                handled += self.core.handle_irq(smmu.instance).unwrap_or(0);
+            }
+        }
         for line in self.machine.tracer().lines().pending() {
-            for (slot, smmu) in self.machine.smmus().iter().zip(&self.smmus) {
-                if slot.interrupts.contains(&line) {
-                    handled += self.core.handle_irq(smmu.instance).unwrap_or(0);
-                }
+            for smmu in self.smmus.iter().filter(|s| s.lines.contains(&line)) {
+                handled += self.core.handle_irq(smmu.instance).unwrap_or(0);
             }
             for channel in self.channels.iter().filter(|c| c.interrupt == Some(line)) {
                 handled += usize::from(channel.driver.handle_irq().is_some());
@@ -326,7 +486,51 @@ impl System {
         if self.smmus.is_empty() {
             return "no SMMU in use: devices reach memory directly".to_string();
         }
-        let one = |s: &BoundSmmu| IommuOps::describe(&*s.driver);
+        let one = |s: &BoundSmmu| s.driver.ops().describe();
         self.smmus.iter().map(one).collect::<Vec<_>>().join("\n")
     }
+}
+
+fn probe_v2(
+    machine: &Arc<Machine>,
+    slot: &SmmuSlot,
+    node: &crate::machine::Smmu,
+    options: &BootOptions,
+) -> Result<Smmu, BootError> {
+    let compatible = match node.kind {
+        crate::compatible::Kind::Mmu500 => "arm,mmu-500",
+        _ => "arm,smmu-v2",
+    };
+    let options = smmuv2::Options {
+        bypass_unmatched: options.bypass_unmatched,
+        coherent_walk: Some(node.dma_coherent),
+        ..smmuv2::Options::new(node.region.size, compatible)
+    };
+    Smmu::probe(machine.registers_of(slot), machine.dma_memory(), machine.clock(), options)
+        .map_err(|error| BootError::Probe { path: node.node.path.clone(), error })
+}
+
+/// `first` is the event id of its first message.
+fn probe_v3(
+    machine: &Arc<Machine>,
+    slot: &SmmuSlot,
+    (node, v3): (&crate::machine::Smmu, &crate::machine::SmmuV3),
+    options: &BootOptions,
+    first: u32,
+) -> Result<SmmuV3, BootError> {
+    let defaults = smmuv3::Options::new(node.region.size);
+    let its = v3.msi.and_then(|msi| machine.description().its.get(msi.its));
+    let msi = its.filter(|its| options.v3.messages && its.node.available).map(|its| {
+        let to = |n| Some(MsiTarget { address: its.doorbell().get(), data: first + n });
+        MsiTargets { events: to(0), requests: to(1), gerror: to(2) }
+    });
+    let options = smmuv3::Options {
+        coherent: Some(node.dma_coherent),
+        stream_bits: options.v3.stream_bits,
+        queue_log2: options.v3.queue_log2.unwrap_or(defaults.queue_log2),
+        msi,
+        ..defaults
+    };
+    SmmuV3::probe(machine.registers_of(slot), machine.dma_memory(), machine.clock(), options)
+        .map_err(|error| BootError::ProbeV3 { path: node.node.path.clone(), error })
 }

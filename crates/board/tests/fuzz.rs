@@ -2,16 +2,13 @@
 
 mod common;
 
-use std::sync::PoisonError;
-
 use common::{Board, RAM, Random, map, thesis};
 use portcullis_arch::Pa;
 use portcullis_board::MachineDescription;
 use portcullis_board::machine::MemoryRegion;
-use portcullis_board::sim::{EngineKind, Machine, Options};
+use portcullis_board::sim::{Machine, Options};
 use portcullis_board::system::{BootOptions, System};
 use portcullis_board::tree::Region;
-use portcullis_bus::Engine as _;
 use portcullis_bus::Memory as _;
 
 const RAM_BYTES: u64 = 0x40_0000;
@@ -113,10 +110,7 @@ fn run(seed: u64, cpu_cache: bool, accesses: usize) -> u64 {
     let _may_still_be_at_work = machine.run(200);
     machine.smmu().unwrap().reset();
     for engine in machine.engines() {
-        match &engine.engine {
-            EngineKind::Zdma(e) => e.lock().unwrap_or_else(PoisonError::into_inner).reset(),
-            EngineKind::PlWriter(e) => e.lock().unwrap_or_else(PoisonError::into_inner).reset(),
-        }
+        engine.reset();
     }
     machine.memory().write(Pa(RAM), Default::default(), &vec![0; RAM_BYTES as usize]).unwrap();
     let board = Board { system: System::boot(machine, &BootOptions::default()).unwrap() };

@@ -37,6 +37,11 @@ impl IrqLine {
             sink.set_level(*line, high);
         }
     }
+    /// A pulse, for edge-triggered inputs: high and low again.
+    pub fn pulse(&self) {
+        self.set(true);
+        self.set(false);
+    }
     /// The level now.
     pub fn level(&self) -> bool {
         self.level.load(Ordering::Acquire)

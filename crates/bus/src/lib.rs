@@ -8,6 +8,7 @@
 //! Start with [`dma`] to write an engine and with [`memory`] to embed a model in a VMM.
 #![deny(unsafe_code)]
 
+pub mod ats;
 pub mod coherency;
 pub mod dma;
 pub mod irq;
@@ -17,6 +18,10 @@ mod ram;
 pub mod step;
 pub mod system;
 
+pub use ats::{
+    AtcCompletion, AtcInvalidation, AtcTicket, AtsDevice, AtsPort, AtsReply, AtsTranslation,
+    PageGroupResponse, PageRequest, PageResponse,
+};
 pub use coherency::{CpuCache, StaleRead};
 pub use dma::{CopyError, CopySide, DmaError, DmaFault, DmaPort, Initiator, StallState, StallTag};
 pub use irq::{InterruptSink, IrqLevels, IrqLine};

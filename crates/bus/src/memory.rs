@@ -26,6 +26,14 @@ pub trait Memory: Send + Sync {
     fn write(&self, pa: Pa, attrs: Attributes, buf: &[u8]) -> Result<(), BusError>;
     /// Reads an aligned 64-bit word in one piece; misaligned addresses are refused as [`BusError::Slave`].
     fn load64(&self, pa: Pa, attrs: Attributes) -> Result<u64, BusError>;
+    /// Consecutive [`load64`](Memory::load64)s, in address order, each word once: what a model reads a record with. At the
+    /// first word that is refused it ends.
+    fn load64s(&self, pa: Pa, attrs: Attributes, words: &mut [u64]) -> Result<(), BusError> {
+        for (i, word) in words.iter_mut().enumerate() {
+            *word = self.load64(pa.wrapping_add(8 * i as u64), attrs)?;
+        }
+        Ok(())
+    }
     /// Reads an aligned 32-bit word in one piece; misaligned addresses are refused as [`BusError::Slave`].
     fn load32(&self, pa: Pa, attrs: Attributes) -> Result<u32, BusError>;
     /// Replaces the aligned 64-bit word at `pa` by `new` if it holds `expected`; returns what it held.
@@ -61,6 +69,9 @@ impl<M: Memory + ?Sized> Memory for std::sync::Arc<M> {
     }
     fn load64(&self, pa: Pa, attrs: Attributes) -> Result<u64, BusError> {
         (**self).load64(pa, attrs)
+    }
+    fn load64s(&self, pa: Pa, attrs: Attributes, words: &mut [u64]) -> Result<(), BusError> {
+        (**self).load64s(pa, attrs, words)
     }
     fn load32(&self, pa: Pa, attrs: Attributes) -> Result<u32, BusError> {
         (**self).load32(pa, attrs)

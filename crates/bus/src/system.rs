@@ -262,6 +262,17 @@ impl Memory for SystemMemory {
     }
 
     #[inline]
+    fn load64s(&self, pa: Pa, attrs: Attributes, words: &mut [u64]) -> Result<(), BusError> {
+        if self.cache.is_none()
+            && let Ok((region, offset)) = self.find(pa, words.len().saturating_mul(8))
+        {
+            return region.ram.load_run(offset, words).then_some(()).ok_or(BusError::Slave);
+        }
+        for (i, word) in words.iter_mut().enumerate() {
+            *word = self.load64(pa.wrapping_add(8 * i as u64), attrs)?;
+        }
+        Ok(())
+    }
     fn load32(&self, pa: Pa, attrs: Attributes) -> Result<u32, BusError> {
         let (region, offset) = self.find(pa, 4)?;
         if !pa.is_aligned(4) {

@@ -1,7 +1,8 @@
 //! Boards and scenarios: those in the binary, and those in files.
 //!
 //! A board's scenarios are the `.rhai` files in the folder that has its name. A file `order` in that folder lists the
-//! names that come first, one a line; the others follow by name.
+//! names that come first, one a line; the others follow by name. A folder with a file `board` has scenarios for the
+//! tree of the board that this file names.
 
 use std::path::Path;
 
@@ -12,6 +13,8 @@ use thiserror::Error;
 pub struct Board {
     /// Its name.
     pub name: &'static str,
+    /// The name of its device tree: its own, or another board's.
+    pub tree: &'static str,
     /// Its device tree.
     pub dtb: &'static [u8],
     /// Contents of its file `order`.

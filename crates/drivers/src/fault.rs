@@ -8,9 +8,10 @@ use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 use core::fmt;
 
-use portcullis_arch::{Access, Iova, Ipa, StreamId};
+use portcullis_arch::{Access, Iova, Ipa, StreamId, SubstreamId};
 
 use crate::smmuv2::{ContextFault, GlobalFault};
+use crate::smmuv3;
 
 /// Why a transaction was refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -67,6 +68,8 @@ pub struct FaultReport {
     pub reason: FaultReason,
     /// Who, if the hardware tells.
     pub stream: Option<StreamId>,
+    /// Its address space of that device, if the transaction named one.
+    pub substream: Option<SubstreamId>,
     /// The address as the device issued it.
     pub iova: Iova,
     /// For a fault of stage 2: the address that stage 2 was asked for.
@@ -97,13 +100,28 @@ pub enum FaultDetail {
     SmmuV2Context(ContextFault),
     /// A global fault of an SMMUv2.
     SmmuV2Global(GlobalFault),
+    /// An event record of an SMMUv3.
+    SmmuV3Event(smmuv3::evtq::Record),
+    /// A page request that reached an SMMUv3.
+    SmmuV3Page(smmuv3::priq::PageRequest),
+    /// A global error of an SMMUv3; all other fields of the report say nothing.
+    SmmuV3Global(smmuv3::gerror::GlobalError),
+    /// Records of an SMMUv3's queue were lost; all other fields of the report say nothing.
+    SmmuV3Lost(smmuv3::fault::Source, smmuv3::evtq::Lost),
 }
 
 impl fmt::Display for FaultReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: ", self.reason)?;
+        match self.detail {
+            FaultDetail::SmmuV3Global(error) => return write!(f, "global error: {error}"),
+            FaultDetail::SmmuV3Lost(queue, lost) => return write!(f, "{queue:?} lost: {lost:?}"),
+            _ => write!(f, "{}: ", self.reason)?,
+        }
         if let Some(stream) = self.stream {
             write!(f, "stream {stream} ")?;
+        }
+        if let Some(substream) = self.substream {
+            write!(f, "substream {substream} ")?;
         }
         let privilege = if self.privileged { "privileged" } else { "unprivileged" };
         let kind = if self.instruction { " instruction" } else { "" };

@@ -7,17 +7,30 @@ use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use core::any::Any;
 
-use portcullis_arch::{Asid, Iova, Pa};
+use portcullis_arch::{Asid, Iova, Pa, SubstreamId};
 use portcullis_hal::{Clock, DmaMemory, Mmio};
-use portcullis_pgtable::{Prot, Stage1};
+use portcullis_pgtable::{MapError, Prot, Stage1};
 use thiserror::Error;
 
-use crate::fault::{FaultBatch, FaultHandler, FaultResponse};
+use crate::fault::{FaultBatch, FaultHandler, FaultReport, FaultResponse};
 use crate::smmuv2::{self, Domain, DomainConfig, SmmuV2, StreamMapping};
+use crate::smmuv3::{self, SmmuV3};
 
 pub use crate::smmuv2::{
     DomainKind, DomainOptions, FaultModel, Master, Paging, StreamMatch, StreamOverrides, TableRoot,
 };
+pub use crate::smmuv3::GuestSte;
+
+/// What a device can do, and may do, beyond plain accesses.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct MasterOptions {
+    /// Bits of its substream ids (`pasid-num-bits`); 0 for none. No more are used than the IOMMU has.
+    pub substream_bits: u8,
+    /// It bears that a faulting access waits until software has dealt with it (`dma-can-stall`).
+    pub can_stall: bool,
+    /// It may ask for translations and keep them (ATS).
+    pub ats: bool,
+}
 
 /// A request that an IOMMU driver did not fulfil.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
@@ -26,9 +39,28 @@ pub enum IommuError {
     /// From an SMMUv2.
     #[error(transparent)]
     SmmuV2(#[from] smmuv2::Error),
+    /// From an SMMUv3.
+    #[error(transparent)]
+    SmmuV3(#[from] smmuv3::Error),
+    /// This kind of IOMMU cannot do that.
+    #[error("this kind of IOMMU has no {what}")]
+    Unsupported {
+        /// "substreams" or the like.
+        what: &'static str,
+    },
     /// The domain was made by another driver.
     #[error("the domain belongs to another kind of IOMMU than the device")]
     ForeignDomain,
+}
+
+impl IommuError {
+    /// The reason, if a range could not be mapped because of the page table.
+    pub fn map_error(&self) -> Option<MapError> {
+        match self {
+            Self::SmmuV2(smmuv2::Error::Map(error)) | Self::SmmuV3(smmuv3::Error::Map(error)) => Some(*error),
+            _ => None,
+        }
+    }
 }
 
 /// What domain to make; the counterpart of [`smmuv2::DomainConfig`] without its types.
@@ -46,6 +78,8 @@ pub enum DomainSpec {
     Nested(Arc<dyn DomainOps>, Paging),
     /// Stage 1 with the table of a guest, on top of a stage 2 domain.
     NestedGuest(Arc<dyn DomainOps>, TableRoot),
+    /// Stage 1 as a guest configures it, with context descriptors of its own, on top of a stage 2 domain (SMMUv3).
+    Guest(Arc<dyn DomainOps>, GuestSte),
     /// Stage 1 with the table of a process.
     Process(TableRoot),
 }
@@ -69,6 +103,14 @@ pub struct Capabilities {
     pub contexts: Option<usize>,
     /// Contexts that are free now.
     pub free_contexts: Option<usize>,
+    /// Bits of substream ids, 0 for none.
+    pub substream_bits: u8,
+    /// A faulting access can be made to wait for software.
+    pub stall: bool,
+    /// Devices may ask for translations and keep them.
+    pub ats: bool,
+    /// Devices may ask for pages.
+    pub page_requests: bool,
 }
 
 /// One IOMMU.
@@ -78,9 +120,9 @@ pub trait IommuOps: Send + Sync {
     /// What it can do.
     fn capabilities(&self) -> Capabilities;
     /// Enters a device's streams, all or none.
-    fn add_device(&self, streams: &[StreamMatch]) -> Result<Master, IommuError>;
-    /// Takes a device's streams out.
-    fn remove_device(&self, master: Master);
+    fn add_device(&self, streams: &[StreamMatch], options: MasterOptions) -> Result<Master, IommuError>;
+    /// Takes a device's streams out. After an error they may still be translated.
+    fn remove_device(&self, master: Master) -> Result<(), IommuError>;
     /// Makes a domain.
     fn alloc_domain(
         &self,
@@ -90,21 +132,46 @@ pub trait IommuOps: Send + Sync {
     /// Points all of a device's streams at a domain. The caller keeps the domain alive.
     fn attach(&self, master: &Master, domain: &dyn DomainOps) -> Result<(), IommuError>;
     /// Points a device's streams at no domain.
-    fn detach(&self, master: &Master);
+    fn detach(&self, master: &Master) -> Result<(), IommuError>;
+    /// Points one substream of a device at a domain. The caller keeps the domain alive.
+    fn attach_substream(
+        &self,
+        master: &Master,
+        substream: SubstreamId,
+        domain: &dyn DomainOps,
+    ) -> Result<(), IommuError> {
+        let (_, _, _) = (master, substream, domain);
+        Err(IommuError::Unsupported { what: "substreams" })
+    }
+    /// Points a substream at no domain.
+    fn detach_substream(&self, master: &Master, substream: SubstreamId) -> Result<(), IommuError> {
+        let (_, _) = (master, substream);
+        Err(IommuError::Unsupported { what: "substreams" })
+    }
+    /// Bits of substream ids that a device can use; 0 for none.
+    fn substream_bits(&self, master: &Master) -> u8 {
+        let _ = master;
+        0
+    }
     /// Overrides what a device's streams say about privilege and instruction/data.
-    fn set_overrides(&self, master: &Master, overrides: StreamOverrides);
+    fn set_overrides(&self, master: &Master, overrides: StreamOverrides) -> Result<(), IommuError>;
     /// For any interrupt of the IOMMU; gives how many faults it handled.
     fn handle_irq(&self) -> usize;
     /// Who is asked about faults of domains without their own handler.
     fn set_fault_handler(&self, handler: Option<Arc<dyn FaultHandler>>);
     /// The faults since the last time.
     fn take_faults(&self) -> FaultBatch;
+    /// The answer to a fault that a handler deferred.
+    fn answer(&self, report: &FaultReport, response: FaultResponse) -> Result<(), IommuError>;
     /// The answer to a deferred fault of a context bank.
-    fn resume_stalled(&self, bank: u8, response: FaultResponse) -> Result<(), IommuError>;
+    fn resume_stalled(&self, bank: u8, response: FaultResponse) -> Result<(), IommuError> {
+        let (_, _) = (bank, response);
+        Err(IommuError::Unsupported { what: "context banks" })
+    }
     /// Programs everything again after a loss of power.
     fn resume(&self) -> Result<(), IommuError>;
-    /// Turns translation off.
-    fn shutdown(&self) -> bool;
+    /// Turns translation off; tells whether domains were in use.
+    fn shutdown(&self) -> Result<bool, IommuError>;
 }
 
 /// One domain. Dropping the last reference blocks the streams still attached and frees what it has.
@@ -198,15 +265,20 @@ impl<R: Mmio + 'static, M: DmaMemory + Clone + 'static, C: Clock + 'static> Iomm
             },
             contexts: Some(usize::from(id.context_banks)),
             free_contexts: Some(self.free_banks()),
+            substream_bits: 0,
+            stall: true,
+            ats: false,
+            page_requests: false,
         }
     }
 
-    fn add_device(&self, streams: &[StreamMatch]) -> Result<Master, IommuError> {
+    fn add_device(&self, streams: &[StreamMatch], _: MasterOptions) -> Result<Master, IommuError> {
         Ok(self.add_master(streams)?)
     }
 
-    fn remove_device(&self, master: Master) {
+    fn remove_device(&self, master: Master) -> Result<(), IommuError> {
         self.remove_master(master);
+        Ok(())
     }
 
     fn alloc_domain(
@@ -226,6 +298,9 @@ impl<R: Mmio + 'static, M: DmaMemory + Clone + 'static, C: Clock + 'static> Iomm
             DomainSpec::Nested(domain, paging) => DomainConfig::Nested(parent(domain)?, paging),
             DomainSpec::NestedGuest(domain, root) => DomainConfig::NestedGuest(parent(domain)?, root),
             DomainSpec::Process(root) => DomainConfig::Process(root),
+            DomainSpec::Guest(..) => {
+                return Err(IommuError::Unsupported { what: "context descriptors" });
+            }
         };
         Ok(self.new_domain(config, options)?)
     }
@@ -236,12 +311,14 @@ impl<R: Mmio + 'static, M: DmaMemory + Clone + 'static, C: Clock + 'static> Iomm
         Ok(self.attach(master, domain)?)
     }
 
-    fn detach(&self, master: &Master) {
+    fn detach(&self, master: &Master) -> Result<(), IommuError> {
         self.detach(master);
+        Ok(())
     }
 
-    fn set_overrides(&self, master: &Master, overrides: StreamOverrides) {
+    fn set_overrides(&self, master: &Master, overrides: StreamOverrides) -> Result<(), IommuError> {
         self.set_overrides(master, overrides);
+        Ok(())
     }
 
     fn handle_irq(&self) -> usize {
@@ -256,6 +333,13 @@ impl<R: Mmio + 'static, M: DmaMemory + Clone + 'static, C: Clock + 'static> Iomm
         self.take_faults()
     }
 
+    fn answer(&self, report: &FaultReport, response: FaultResponse) -> Result<(), IommuError> {
+        match report.bank {
+            Some(bank) => Ok(self.resume_stalled(bank, response)?),
+            None => Err(IommuError::Unsupported { what: "stalled transaction without a context bank" }),
+        }
+    }
+
     fn resume_stalled(&self, bank: u8, response: FaultResponse) -> Result<(), IommuError> {
         Ok(self.resume_stalled(bank, response)?)
     }
@@ -264,7 +348,161 @@ impl<R: Mmio + 'static, M: DmaMemory + Clone + 'static, C: Clock + 'static> Iomm
         Ok(self.resume()?)
     }
 
-    fn shutdown(&self) -> bool {
-        self.shutdown()
+    fn shutdown(&self) -> Result<bool, IommuError> {
+        Ok(self.shutdown())
+    }
+}
+
+impl<P: smmuv3::Platform> DomainOps for smmuv3::Domain<P> {
+    fn kind(&self) -> DomainKind {
+        self.kind()
+    }
+    fn bank(&self) -> Option<u8> {
+        None
+    }
+    fn asid(&self) -> Option<Asid> {
+        self.asid()
+    }
+    fn map(&self, iova: Iova, pa: Pa, len: u64, prot: Prot<Stage1>) -> Result<(), IommuError> {
+        Ok(self.map(iova, pa, len, prot)?)
+    }
+    fn unmap(&self, iova: Iova, len: u64) -> Result<u64, IommuError> {
+        Ok(self.unmap(iova, len)?)
+    }
+    fn protect(&self, iova: Iova, len: u64, prot: Prot<Stage1>) -> Result<(), IommuError> {
+        Ok(self.protect(iova, len, prot)?)
+    }
+    fn iova_to_phys(&self, iova: Iova) -> Option<Pa> {
+        self.iova_to_phys(iova)
+    }
+    fn input_range(&self) -> Option<(Iova, Iova)> {
+        self.input_range()
+    }
+    fn page_sizes(&self) -> u64 {
+        self.page_sizes()
+    }
+    fn table_root(&self) -> Option<TableRoot> {
+        self.table_root()
+    }
+    fn invalidate(&self, iova: Iova, len: u64) -> Result<(), IommuError> {
+        Ok(self.invalidate(iova, len)?)
+    }
+    fn invalidate_all(&self) -> Result<(), IommuError> {
+        Ok(self.invalidate_all()?)
+    }
+    fn stop_walks(&self) -> Result<(), IommuError> {
+        Ok(self.stop_walks()?)
+    }
+}
+
+impl<P: smmuv3::Platform> IommuOps for SmmuV3<P> {
+    fn describe(&self) -> String {
+        self.features().to_string()
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        let features = self.features();
+        Capabilities {
+            stage1: features.stage1,
+            stage2: features.stage2,
+            nested: features.nested(),
+            coherent_walk: self.coherent(),
+            page_sizes: features.page_sizes(),
+            stream_groups: None,
+            contexts: None,
+            free_contexts: None,
+            substream_bits: features.substream_bits,
+            stall: features.can_stall(),
+            ats: features.ats,
+            page_requests: features.pri,
+        }
+    }
+
+    fn add_device(&self, streams: &[StreamMatch], options: MasterOptions) -> Result<Master, IommuError> {
+        Ok(self.add_master(streams, options)?)
+    }
+
+    fn remove_device(&self, master: Master) -> Result<(), IommuError> {
+        Ok(self.remove_master(master)?)
+    }
+
+    fn alloc_domain(
+        &self,
+        spec: DomainSpec,
+        options: DomainOptions,
+    ) -> Result<Arc<dyn DomainOps>, IommuError> {
+        use smmuv3::DomainConfig as Config;
+        let parent = |parent: Arc<dyn DomainOps>| {
+            let any: Arc<dyn Any + Send + Sync> = parent;
+            any.downcast::<smmuv3::Domain<P>>().map_err(|_| IommuError::ForeignDomain)
+        };
+        let config = match spec {
+            DomainSpec::Blocked => Config::Blocked,
+            DomainSpec::Identity => Config::Identity,
+            DomainSpec::Stage1(paging) => Config::Stage1(paging),
+            DomainSpec::Stage2(paging) => Config::Stage2(paging),
+            DomainSpec::Nested(domain, paging) => Config::Nested(parent(domain)?, paging),
+            DomainSpec::NestedGuest(domain, root) => Config::NestedGuest(parent(domain)?, root),
+            DomainSpec::Guest(domain, guest) => Config::Guest(parent(domain)?, guest),
+            DomainSpec::Process(root) => Config::Process(root),
+        };
+        Ok(self.new_domain(config, options)?)
+    }
+
+    fn attach(&self, master: &Master, domain: &dyn DomainOps) -> Result<(), IommuError> {
+        let any: &dyn Any = domain;
+        let domain = any.downcast_ref::<smmuv3::Domain<P>>().ok_or(IommuError::ForeignDomain)?;
+        Ok(self.attach(master, domain)?)
+    }
+
+    fn detach(&self, master: &Master) -> Result<(), IommuError> {
+        Ok(self.detach(master)?)
+    }
+
+    fn attach_substream(
+        &self,
+        master: &Master,
+        substream: SubstreamId,
+        domain: &dyn DomainOps,
+    ) -> Result<(), IommuError> {
+        let any: &dyn Any = domain;
+        let domain = any.downcast_ref::<smmuv3::Domain<P>>().ok_or(IommuError::ForeignDomain)?;
+        Ok(self.attach_substream(master, substream, domain)?)
+    }
+
+    fn detach_substream(&self, master: &Master, substream: SubstreamId) -> Result<(), IommuError> {
+        Ok(self.detach_substream(master, substream)?)
+    }
+
+    fn substream_bits(&self, master: &Master) -> u8 {
+        self.substream_bits(master).unwrap_or(0)
+    }
+
+    fn set_overrides(&self, master: &Master, overrides: StreamOverrides) -> Result<(), IommuError> {
+        Ok(self.set_overrides(master, overrides)?)
+    }
+
+    fn handle_irq(&self) -> usize {
+        self.handle_irq()
+    }
+
+    fn set_fault_handler(&self, handler: Option<Arc<dyn FaultHandler>>) {
+        self.set_fault_handler(handler);
+    }
+
+    fn take_faults(&self) -> FaultBatch {
+        self.take_faults()
+    }
+
+    fn answer(&self, report: &FaultReport, response: FaultResponse) -> Result<(), IommuError> {
+        Ok(self.answer(report, response)?)
+    }
+
+    fn resume(&self) -> Result<(), IommuError> {
+        Ok(self.resume()?)
+    }
+
+    fn shutdown(&self) -> Result<bool, IommuError> {
+        Ok(self.shutdown()?)
     }
 }

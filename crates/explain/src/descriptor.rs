@@ -18,9 +18,30 @@ pub(crate) struct Decoded {
     pub fields: Vec<Field>,
 }
 
-/// Takes a step's descriptor apart. `bank` is the bank whose tables it belongs to.
-pub(crate) fn decode(step: &Step, bank: Option<&BankView>) -> Decoded {
-    let format = bank.map_or(TableFormat::Aarch64, bank::format);
+/// What has to be known about tables to read their descriptors.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Tables {
+    pub format: TableFormat,
+    /// MAIR1 and MAIR0.
+    pub mair: u64,
+    /// SCTLR.AFE (short descriptors).
+    pub access_flag_enable: bool,
+}
+
+impl Tables {
+    /// Those of an SMMUv2's bank.
+    pub fn of_bank(bank: Option<&BankView>) -> Self {
+        Self {
+            format: bank.map_or(TableFormat::Aarch64, bank::format),
+            mair: bank.map_or(0, |b| b.mair),
+            access_flag_enable: bank.is_some_and(|b| Sctlr::from_bits(b.sctlr).afe()),
+        }
+    }
+}
+
+/// Takes a step's descriptor apart.
+pub(crate) fn decode(step: &Step, tables: &Tables) -> Decoded {
+    let format = tables.format;
     let kind = kind(step, format);
     let bit = |mask: u64| u8::from(step.value & mask != 0);
     let mut fields = vec![Field::new("kind", kind)];
@@ -35,6 +56,10 @@ pub(crate) fn decode(step: &Step, bank: Option<&BankView>) -> Decoded {
             format!("{kind} address {address:#x} needs {} bits, {bits} are allowed", words::width(address))
         }
         Rule::AccessFlag => format!("{kind} with AF=0"),
+        Rule::Update { new } => {
+            fields.push(Field::hex("new", new));
+            format!("{kind}, changed by hardware to {new:#x}")
+        }
         Rule::Table { next } => {
             fields.push(Field::hex("next", next));
             let limits = table_limits(step, format);
@@ -42,9 +67,9 @@ pub(crate) fn decode(step: &Step, bank: Option<&BankView>) -> Decoded {
         }
         Rule::Leaf { output, size_log2 } => {
             let leaf = match (format, step.stage) {
-                (TableFormat::Short, _) => short_leaf(step, bank),
+                (TableFormat::Short, _) => short_leaf(step, tables),
                 (_, 2) => stage2_leaf(step.value),
-                _ => stage1_leaf(step.value, bank),
+                _ => stage1_leaf(step.value, tables),
             };
             fields.push(Field::hex("output", output));
             fields.push(Field::new("size", 1u64.checked_shl(size_log2.into()).unwrap_or(0)));
@@ -107,14 +132,13 @@ fn table_limits(step: &Step, format: TableFormat) -> String {
 
 type Named = (&'static str, String);
 
-fn stage1_leaf(value: u64, bank: Option<&BankView>) -> Vec<Named> {
+fn stage1_leaf(value: u64, tables: &Tables) -> Vec<Named> {
     const AP: [&str; 4] =
         ["0b00(rw, privileged only)", "0b01(rw)", "0b10(read-only, privileged only)", "0b11(read-only)"];
     let bit = |mask: u64| u8::from(value & mask != 0).to_string();
     let index = value >> long::ATTR_INDEX_SHIFT & 7;
-    let mair = bank.map_or(0, |b| b.mair);
-    let memory = MemoryType::from_mair((mair >> (8 * index)) as u8);
-    let long_format = bank.is_some_and(|b| bank::format(b) == TableFormat::Long);
+    let memory = MemoryType::from_mair((tables.mair >> (8 * index)) as u8);
+    let long_format = tables.format == TableFormat::Long;
     vec![
         ("AP[2:1]", AP[(value >> 6 & 3) as usize].into()),
         (if long_format { "XN" } else { "UXN" }, bit(long::UXN)),
@@ -177,9 +201,9 @@ pub(crate) fn short_fields(step: &Step) -> ShortLeaf {
     }
 }
 
-fn short_leaf(step: &Step, bank: Option<&BankView>) -> Vec<Named> {
+fn short_leaf(step: &Step, tables: &Tables) -> Vec<Named> {
     let f = short_fields(step);
-    let afe = bank.is_some_and(|b| Sctlr::from_bits(b.sctlr).afe());
+    let afe = tables.access_flag_enable;
     let number = |b: bool| u8::from(b).to_string();
     let mut fields = if afe {
         vec![("AP[2:1]", format!("{:#04b}", f.ap >> 1)), ("AF", number(f.ap & 1 != 0))]

@@ -1,9 +1,13 @@
-//! Lines of a kernel log about SMMUv2 faults, back into registers. Accepts Linux from the first driver to 6.12 and the
-//! variants that NVIDIA's and Qualcomm's kernels print; prefixes (time stamps, priorities) do not matter.
+//! Lines of a kernel log about faults, back into registers and records. For SMMUv2 accepts Linux from the first driver to
+//! 6.12 and the variants that NVIDIA's and Qualcomm's kernels print; for SMMUv3 see [`v3::kernel`](crate::v3::kernel).
+//! Prefixes (time stamps, priorities) do not matter.
 
 use serde::Serialize;
 
 use crate::record::{ContextRecord, GlobalRecord};
+use crate::v3::command::{CommandError, GlobalErrors};
+use crate::v3::kernel::{self, EventDetailLine, EventLine, PageRequestLine};
+use crate::v3::record::EventWords;
 
 /// A line that was understood.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -46,6 +50,51 @@ pub enum KernelMessage {
     UnexpectedGlobalFault,
     /// `GFSR 0x..., GFSYNR0 0x..., GFSYNR1 0x..., GFSYNR2 0x...`
     GlobalRegisters(GlobalRecord),
+    /// SMMUv3: `event 0x10 received:`, four words follow.
+    EventHead {
+        /// The event's code.
+        code: u8,
+    },
+    /// SMMUv3: a word of what the lines before announce; [`parse_log`](crate::parse_log) puts them together.
+    Word {
+        /// The word.
+        value: u64,
+    },
+    /// SMMUv3: an event record, whole.
+    EventRecord {
+        /// Its words.
+        record: EventWords,
+    },
+    /// SMMUv3: `event: F_TRANSLATION client: ...` of newer kernels.
+    Event(EventLine),
+    /// SMMUv3: `unpriv data write s1 "..." stag: 0x0` of newer kernels.
+    EventDetail(EventDetailLine),
+    /// SMMUv3: `EVTQ overflow detected -- events lost`
+    EventsLost,
+    /// SMMUv3: `PRIQ overflow detected -- requests lost`
+    PageRequestsLost,
+    /// SMMUv3: `unexpected PRI request received:`
+    UnexpectedPageRequest,
+    /// SMMUv3: the line after it.
+    PageRequest(PageRequestLine),
+    /// SMMUv3: `unexpected global error reported (0x00000001), this could be serious`
+    GlobalErrors {
+        /// Those that are active.
+        active: GlobalErrors,
+    },
+    /// SMMUv3: `CMDQ error (cons 0x01000007): Illegal command`
+    CommandError(CommandError),
+    /// SMMUv3: `skipping command in error state:`, two words follow.
+    SkippedCommand,
+    /// SMMUv3: `CMD_SYNC timeout at 0x00000012 [hwprod ..., hwcons ...]`
+    SyncTimeout {
+        /// Where the CMD_SYNC is.
+        at: u32,
+        /// CMDQ_PROD.
+        prod: u32,
+        /// CMDQ_CONS.
+        cons: u32,
+    },
 }
 
 /// The values of a context fault line; which of them are there depends on the kernel's age and vendor.
@@ -80,14 +129,15 @@ impl ContextLine {
     }
 }
 
-/// Reads one line. `None` if it is not about an SMMUv2 fault, or its numbers are not numbers.
+/// Reads one line. `None` if it is not about a fault of an SMMU, or its numbers are not numbers.
 pub fn parse_line(line: &str) -> Option<KernelLine> {
-    let message = context_fault(line).or_else(|| registers(line)).or_else(|| global(line))?;
+    let second = || context_fault(line).or_else(|| registers(line)).or_else(|| global(line));
+    let message = second().or_else(|| kernel::message(line))?;
     Some(KernelLine { device: device(line), message })
 }
 
 /// The text after `what`.
-fn after<'a>(line: &'a str, what: &str) -> Option<&'a str> {
+pub(crate) fn after<'a>(line: &'a str, what: &str) -> Option<&'a str> {
     line.split_once(what).map(|(_, rest)| rest)
 }
 
@@ -99,7 +149,7 @@ fn device(line: &str) -> Option<String> {
 }
 
 /// A number at the start: hexadecimal with `0x`, else in `radix`.
-fn number(text: &str, radix: u32) -> Option<u64> {
+pub(crate) fn number(text: &str, radix: u32) -> Option<u64> {
     let text = text.trim_start();
     let (digits, radix) = match text.strip_prefix("0x").or_else(|| text.strip_prefix("0X")) {
         Some(hex) => (hex, 16),
@@ -109,7 +159,7 @@ fn number(text: &str, radix: u32) -> Option<u64> {
     u64::from_str_radix(digits.get(..end)?, radix).ok()
 }
 
-fn number32(text: &str, radix: u32) -> Option<u32> {
+pub(crate) fn number32(text: &str, radix: u32) -> Option<u32> {
     number(text, radix)?.try_into().ok()
 }
 
@@ -225,7 +275,7 @@ mod tests {
         for line in [
             "",
             "arm-smmu fd800000.iommu: probing hardware configuration...",
-            "arm-smmu-v3 9050000.smmuv3: event 0x10 received:",
+            "arm-smmu-v3 9050000.smmuv3: probing",
             "DMAR: [DMA Read NO_PASID] Request device [00:02.0] fault addr 0x1000 [fault reason 0x06] PTE Read access is not set",
             "Unhandled context fault",
             "Unhandled context fault: fsr=, iova=zz, cb=",

@@ -1,16 +1,18 @@
-//! What an SMMUv2 did with a transaction, and why, in words that a bring-up engineer can act on.
+//! What an SMMU did with a transaction, and why, in words that a bring-up engineer can act on.
 //!
 //! | Question | Start at |
 //! |---|---|
-//! | What happened, register by register and descriptor by descriptor? | [`story`] |
-//! | Why, and what is to be checked or fixed? | [`causes`] |
-//! | What do these fault registers mean? | [`ContextRecord`], [`GlobalRecord`] |
-//! | What does this line of a kernel log say? | [`parse_line`] |
+//! | What happened, register by register and descriptor by descriptor? | [`story`], [`story_v3`] |
+//! | Why, and what is to be checked or fixed? | [`causes`], [`causes_v3`] |
+//! | What do these fault registers of an SMMUv2 mean? | [`ContextRecord`], [`GlobalRecord`] |
+//! | What do these words of an SMMUv3's queues mean? | [`EventWords`], [`PageRequestWords`], [`CommandWords`] |
+//! | What is wrong with an SMMUv3's command queue, or with all of it? | [`CommandError`], [`GlobalErrors`] |
+//! | What does this line of a kernel log say, or this log? | [`parse_line`], [`parse_log`] |
 //! | What do the tables of this stream map? | [`mappings`] |
 //!
 //! Everything is text for a person (`Display`) and data for a machine (`Serialize`) at once; nothing here writes colours.
 //! Nothing changes the SMMU that is asked: experiments ("with T0SZ = 25 these tables translate the address") are
-//! carried out on a copy of its registers.
+//! carried out on a copy of its registers, for SMMUv3 over memory with other words in the STE or CD.
 #![forbid(unsafe_code)]
 
 mod bank;
@@ -24,6 +26,7 @@ mod permission;
 mod probe;
 mod record;
 mod story;
+mod v3;
 mod words;
 
 #[cfg(test)]
@@ -37,3 +40,8 @@ pub use line::{Field, Line, LineKind};
 pub use mappings::{Mapping, Mappings, mappings};
 pub use record::{ContextRecord, GlobalRecord};
 pub use story::{Story, story};
+pub use v3::causes::causes_v3;
+pub use v3::command::{CommandError, CommandWords, GlobalErrors};
+pub use v3::kernel::{EventDetailLine, EventLine, PageRequestLine, parse_log};
+pub use v3::record::{EventWords, PageRequestWords};
+pub use v3::story::{Seen, story_v3};

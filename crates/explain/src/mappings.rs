@@ -72,34 +72,59 @@ pub fn mappings<M: Memory>(smmu: &SmmuV2<M>, stream: StreamId, near: u64, budget
 }
 
 pub(crate) fn search<M: Memory>(probe: &Probe<'_, M>, from: Initiator, near: u64, budget: usize) -> Mappings {
-    let mut found = Mappings::default();
     let first = probe.explain(from, near, Access::Read);
-    let Some(bank) = first.bank else { return Mappings { complete: true, ..found } };
+    let Some(bank) = first.bank else { return Mappings { complete: true, ..Mappings::default() } };
     let half = bank::half(&bank, probe.config(), near);
     let upstream = probe.config().upstream_bits;
-    let (mut va, end) = region(&bank, half, upstream);
+    let region = region(&bank, half, upstream);
+    scan(region, budget, |at| {
+        let e = probe.explain(from, at, Access::Read);
+        match (leaf(&e), skip(&e, probe)) {
+            (Some((pa, size_log2)), _) => Looked::Leaf { pa, size_log2 },
+            (None, Some(log2)) => Looked::Hole(log2),
+            (None, None) => Looked::Nothing,
+        }
+    })
+}
+
+/// What is at an address.
+pub(crate) enum Looked {
+    /// A leaf: output address of the byte asked for and log2 of the page.
+    Leaf {
+        /// Output address.
+        pa: u64,
+        /// log2 of the page.
+        size_log2: u8,
+    },
+    /// Nothing, nor in the rest of an aligned block of `1 << log2` bytes.
+    Hole(u8),
+    /// Nothing anywhere.
+    Nothing,
+}
+
+/// Looks at one address after the other of `[start, end)`.
+pub(crate) fn scan((start, end): (u128, u128), budget: usize, mut look: impl FnMut(u64) -> Looked) -> Mappings {
+    let mut found = Mappings::default();
+    let mut va = start;
     for _ in 0..budget {
         if va >= end {
             found.complete = true;
             break;
         }
         let Ok(at) = u64::try_from(va) else { break };
-        let e = probe.explain(from, at, Access::Read);
-        let step = match leaf(&e) {
-            Some((pa, size_log2)) => {
-                let len = (1u128 << size_log2) - (va & ((1 << size_log2) - 1));
+        let left = |log2: u8| (1u128 << log2.min(64)) - (va & ((1 << log2.min(64)) - 1));
+        va += match look(at) {
+            Looked::Leaf { pa, size_log2 } => {
+                let len = left(size_log2);
                 push(&mut found.ranges, Mapping { va: at, len: u64::try_from(len).unwrap_or(u64::MAX), pa });
                 len
             }
-            None => match skip(&e, probe) {
-                Some(log2) => (1u128 << log2) - (va & ((1 << log2) - 1)),
-                None => {
-                    found.complete = true;
-                    break;
-                }
-            },
+            Looked::Hole(log2) => left(log2),
+            Looked::Nothing => {
+                found.complete = true;
+                break;
+            }
         };
-        va += step;
     }
     found
 }

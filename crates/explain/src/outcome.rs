@@ -28,12 +28,11 @@ pub(crate) fn steps_of_stage<'a>(e: &'a Explanation, fault: &Fault) -> Vec<&'a S
     last
 }
 
-/// The physical address of each descriptor of the walk; `None` where stage 2 did not give one.
-pub(crate) fn descriptor_places(e: &Explanation) -> Vec<Option<u64>> {
-    let nested = e.walk.iter().any(|s| s.stage == 2) && e.walk.iter().any(|s| s.stage == 1);
+/// The physical address of each descriptor of a walk; `None` where stage 2 did not give one.
+pub(crate) fn descriptor_places(walk: &[Step]) -> Vec<Option<u64>> {
+    let nested = walk.iter().any(|s| s.stage == 2) && walk.iter().any(|s| s.stage == 1);
     let mut leaf = None;
-    e.walk
-        .iter()
+    walk.iter()
         .map(|s| match (s.stage, s.rule) {
             (2, Rule::Leaf { output, size_log2 }) => {
                 leaf = Some((output, size_log2));

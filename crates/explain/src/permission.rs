@@ -26,6 +26,8 @@ pub(crate) enum Why {
     WritableExecuteNever,
     /// A stage 1 table walk may not be made through this leaf.
     TableInDevice,
+    /// Not for privileged accesses, because unprivileged ones may (PAN).
+    PrivilegedAccessNever,
     /// Not found in the descriptors: a rule of a secure bank.
     Secure,
 }
@@ -38,7 +40,7 @@ pub(crate) struct Forbidden {
     pub bit: String,
 }
 
-fn place(step: &Step, what: &str) -> String {
+pub(crate) fn place(step: &Step, what: &str) -> String {
     format!("the level {} {what} descriptor at {:#x}", step.level, step.address)
 }
 

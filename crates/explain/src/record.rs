@@ -45,7 +45,7 @@ pub struct GlobalRecord {
 }
 
 /// `an unprivileged write`, `a privileged instruction fetch`.
-fn access_words(write: bool, privileged: bool, instruction: bool) -> String {
+pub(crate) fn access_words(write: bool, privileged: bool, instruction: bool) -> String {
     let privilege = if privileged { "a privileged" } else { "an unprivileged" };
     let what = match (write, instruction) {
         (true, _) => "write",

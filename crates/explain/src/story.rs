@@ -8,7 +8,7 @@ use portcullis_walk::{AccessKind, CachedEntry, Rule, Step};
 use serde::Serialize;
 
 use crate::bank;
-use crate::descriptor;
+use crate::descriptor::{self, Tables};
 use crate::line::{Field, Line, LineKind};
 use crate::outcome;
 use crate::permission;
@@ -173,10 +173,16 @@ fn overrides(e: &Explanation, s: S2cr) -> Vec<String> {
 }
 
 fn step_line(e: &Explanation, step: &Step) -> Line {
-    let decoded = descriptor::decode(step, outcome::bank_of_stage(e, step.stage));
-    let good = matches!(step.rule, Rule::Table { .. } | Rule::Leaf { .. });
+    let tables = Tables::of_bank(outcome::bank_of_stage(e, step.stage));
+    descriptor_line("", step, &tables)
+}
+
+/// A descriptor that was read; `what` stands before its stage and level.
+pub(crate) fn descriptor_line(what: &str, step: &Step, tables: &Tables) -> Line {
+    let decoded = descriptor::decode(step, tables);
+    let good = matches!(step.rule, Rule::Table { .. } | Rule::Leaf { .. } | Rule::Update { .. });
     let kind = if good { LineKind::Descriptor } else { LineKind::BadDescriptor };
-    let mut line = Line::new(kind, format!("S{} L{}", step.stage, step.level), decoded.text);
+    let mut line = Line::new(kind, format!("{what}S{} L{}", step.stage, step.level), decoded.text);
     line.value = format!("[{:#x}] = {:#018x}", step.address, step.value);
     line.fields = vec![
         Field::new("stage", step.stage),

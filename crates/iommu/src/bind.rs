@@ -1,10 +1,13 @@
-//! Binding a device to a process: the device's addresses are the process's addresses.
+//! Binding a device, or one of its substreams, to a process: the device's addresses are the process's addresses.
 
+use alloc::collections::BTreeMap;
 use alloc::sync::Arc;
+use alloc::vec::Vec;
 
+use portcullis_arch::{Access, Iova, SubstreamId};
 use portcullis_drivers::ops::{DomainSpec, FaultModel, TableRoot};
 
-use crate::manager::{DeviceId, GroupId, IommuCore};
+use crate::manager::{DeviceId, GroupId, InstanceId, IommuCore, State};
 use crate::{Domain, Error};
 
 /// An address space that devices can use: [`Process`](crate::Process), or an operating system's own.
@@ -18,6 +21,12 @@ pub trait AddressSpace: Send + Sync {
     fn join(&self, domain: &Arc<Domain>) -> bool;
     /// It no longer does.
     fn leave(&self, domain: &Arc<Domain>);
+    /// A device's access waits because it faulted, or a device asks for a page. `true`: there is a translation now
+    /// that allows the access. By default there never is.
+    fn page_fault(&self, va: Iova, access: Access) -> bool {
+        let (_, _) = (va, access);
+        false
+    }
 }
 
 /// How to bind.
@@ -36,6 +45,43 @@ pub(crate) struct Bond {
     before: Arc<Domain>,
 }
 
+/// A substream that is bound.
+pub(crate) struct SubstreamBond {
+    pub space: Arc<dyn AddressSpace>,
+    options: BindOptions,
+    domain: Arc<Domain>,
+}
+
+/// Which substream id an address space has with all devices (Linux: a PASID per mm). From 1 up.
+#[derive(Default)]
+pub(crate) struct Pasids(BTreeMap<SubstreamId, (Arc<dyn AddressSpace>, u32)>);
+
+impl Pasids {
+    /// The id of a space, or the lowest free one, within `bits` bits; counted as used once more.
+    fn take(&mut self, space: &Arc<dyn AddressSpace>, bits: u8) -> Option<SubstreamId> {
+        if let Some((id, (_, users))) = self.0.iter_mut().find(|(_, (owner, _))| same(owner, space)) {
+            *users += 1;
+            return Some(*id);
+        }
+        let free = (1..).map(SubstreamId).find(|id| !self.0.contains_key(id))?;
+        if u64::from(free.get()) >> bits != 0 {
+            return None;
+        }
+        self.0.insert(free, (space.clone(), 1));
+        Some(free)
+    }
+
+    /// One use less; gives the space if it was the last, for dropping without a lock.
+    fn give_back(&mut self, id: SubstreamId) -> Option<Arc<dyn AddressSpace>> {
+        let (_, users) = self.0.get_mut(&id)?;
+        *users = users.saturating_sub(1);
+        if *users > 0 {
+            return None;
+        }
+        self.0.remove(&id).map(|(space, _)| space)
+    }
+}
+
 /// Whether two handles are the same address space.
 fn same(a: &Arc<dyn AddressSpace>, b: &Arc<dyn AddressSpace>) -> bool {
     core::ptr::addr_eq(Arc::as_ptr(a), Arc::as_ptr(b))
@@ -43,6 +89,45 @@ fn same(a: &Arc<dyn AddressSpace>, b: &Arc<dyn AddressSpace>) -> bool {
 
 fn same_options(a: &BindOptions, b: &BindOptions) -> bool {
     a.root == b.root && a.fault_model == b.fault_model
+}
+
+impl SubstreamBond {
+    pub fn domain(&self) -> &Arc<Domain> {
+        &self.domain
+    }
+}
+
+impl Bond {
+    pub fn space(&self) -> &Arc<dyn AddressSpace> {
+        &self.space
+    }
+}
+
+impl State {
+    fn bind_substream(
+        &mut self,
+        device: DeviceId,
+        substream: SubstreamId,
+        domain: &Arc<Domain>,
+        space: &Arc<dyn AddressSpace>,
+        options: BindOptions,
+    ) -> Result<(), Error> {
+        let known = self.device(device)?;
+        let ops = self.ops(known.instance)?;
+        if known.substreams.contains_key(&substream) {
+            return Err(Error::SubstreamBound { device: known.name.clone(), substream });
+        }
+        let bits = ops.substream_bits(&known.master);
+        if u64::from(substream.get()) >> bits != 0 {
+            return Err(Error::Substream { device: known.name.clone(), substream, bits });
+        }
+        ops.attach_substream(&known.master, substream, &*domain.ops)?;
+        if let Some(known) = self.devices.get_mut(&device) {
+            let bond = SubstreamBond { space: space.clone(), options, domain: domain.clone() };
+            known.substreams.insert(substream, bond);
+        }
+        Ok(())
+    }
 }
 
 impl IommuCore {
@@ -141,11 +226,115 @@ impl IommuCore {
         Ok(state.group(state.device(device)?.group)?.bond.is_some())
     }
 
+    /// Binds one substream of a device to a process (Linux `iommu_sva_bind_device`): transactions with that substream use
+    /// the process's addresses, all others go on as before. The process has the same substream id with all devices.
+    /// Faults of the device are resolved by the process ([`AddressSpace::page_fault`]) where the device waits for
+    /// them; `options.fault_model.stall` makes it wait if it can.
+    ///
+    /// Devices of one process behind the same IOMMU share a domain. Bindings of one process must not begin and end at
+    /// the same time.
+    pub fn bind_substream(
+        &self,
+        device: DeviceId,
+        space: Arc<dyn AddressSpace>,
+        options: BindOptions,
+    ) -> Result<(SubstreamId, Arc<Domain>), Error> {
+        let root = options.root.or(space.table_root()).ok_or(Error::ProcessExited)?;
+        let (substream, instance, shared) = {
+            let mut state = self.inner.state.lock();
+            state.singular_group(device)?;
+            let known = state.device(device)?;
+            let instance = known.instance;
+            let bits = state.ops(instance)?.substream_bits(&known.master);
+            let name = known.name.clone();
+            let like_this =
+                |bond: &&SubstreamBond| same(&bond.space, &space) && same_options(&bond.options, &options);
+            let bonds = state.devices.values().filter(|other| other.instance == instance);
+            let shared = bonds.flat_map(|other| other.substreams.values()).find(like_this);
+            let shared = shared.map(|bond| bond.domain.clone());
+            let substream = state.pasids.take(&space, bits).ok_or(Error::Substream {
+                device: name,
+                substream: SubstreamId(1),
+                bits,
+            })?;
+            (substream, instance, shared)
+        };
+        let result = self.bind_to(device, substream, instance, &space, root, options, shared);
+        if result.is_err() {
+            let unused = self.inner.state.lock().pasids.give_back(substream);
+            drop(unused);
+        }
+        result.map(|domain| (substream, domain))
+    }
+
+    #[allow(clippy::too_many_arguments)] // One step of `bind_substream`.
+    fn bind_to(
+        &self,
+        device: DeviceId,
+        substream: SubstreamId,
+        instance: InstanceId,
+        space: &Arc<dyn AddressSpace>,
+        root: TableRoot,
+        options: BindOptions,
+        shared: Option<Arc<Domain>>,
+    ) -> Result<Arc<Domain>, Error> {
+        let domain = match shared {
+            Some(domain) => domain,
+            None => {
+                let spec = DomainSpec::Process(root);
+                let domain = self.alloc_domain_with(instance, spec, options.fault_model)?;
+                if !space.join(&domain) {
+                    return Err(Error::ProcessExited);
+                }
+                domain
+            }
+        };
+        let attached = {
+            let mut state = self.inner.state.lock();
+            state.bind_substream(device, substream, &domain, space, options)
+        };
+        match attached {
+            Ok(()) => Ok(domain),
+            Err(error) => {
+                self.leave_if_unused(space, &domain)?;
+                Err(error)
+            }
+        }
+    }
+
+    /// Ends the binding of a substream: its transactions fault, the device's others go on. Works before and after the
+    /// process has exited.
+    pub fn unbind_substream(&self, device: DeviceId, substream: SubstreamId) -> Result<(), Error> {
+        let (bond, unused) = {
+            let mut state = self.inner.state.lock();
+            let known = state.device(device)?;
+            let not_bound = Error::SubstreamNotBound { device: known.name.clone(), substream };
+            if !known.substreams.contains_key(&substream) {
+                return Err(not_bound);
+            }
+            let ops = state.ops(known.instance)?;
+            ops.detach_substream(&known.master, substream)?;
+            let bond = state.devices.get_mut(&device).and_then(|known| known.substreams.remove(&substream));
+            (bond.ok_or(not_bound)?, state.pasids.give_back(substream))
+        };
+        let left = self.leave_if_unused(&bond.space, &bond.domain);
+        drop(unused);
+        left
+    }
+
+    /// The substreams of a device that are bound.
+    pub fn bound_substreams(&self, device: DeviceId) -> Result<Vec<SubstreamId>, Error> {
+        Ok(self.inner.state.lock().device(device)?.substreams.keys().copied().collect())
+    }
+
     /// Takes a domain without devices from its process, after the hardware has stopped using the tables.
     fn leave_if_unused(&self, space: &Arc<dyn AddressSpace>, domain: &Arc<Domain>) -> Result<(), Error> {
         let used = {
             let state = self.inner.state.lock();
-            state.groups.values().any(|group| Arc::ptr_eq(&group.domain, domain))
+            let bonds = state.devices.values().flat_map(|device| device.substreams.values());
+            let mut domains = bonds.map(|bond| &bond.domain);
+            domains.any(|other| Arc::ptr_eq(other, domain))
+                || state.groups.values().any(|group| Arc::ptr_eq(&group.domain, domain))
         };
         if !used {
             domain.ops.stop_walks()?;

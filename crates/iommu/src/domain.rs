@@ -6,7 +6,6 @@ use core::fmt;
 use portcullis_arch::{Asid, Iova, Pa};
 use portcullis_drivers::fault::FaultHandler;
 use portcullis_drivers::ops::{DomainKind, DomainOps, IommuError, TableRoot};
-use portcullis_drivers::smmuv2::Error as SmmuError;
 use portcullis_pgtable::MapError;
 use spin::Mutex;
 
@@ -104,14 +103,13 @@ impl Domain {
         // Another device's region may cover a part of it. Each try maps up to the first page that is there already, so
         // there are no more tries than such pages.
         while start < end {
-            let taken = match self.map(Iova(start), Pa(start), end - start, region.prot) {
-                Ok(()) => break,
-                Err(IommuError::SmmuV2(SmmuError::Map(MapError::AlreadyMapped { iova }))) => iova,
-                Err(error) => return Err(error),
+            let Err(error) = self.map(Iova(start), Pa(start), end - start, region.prot) else { break };
+            let Some(MapError::AlreadyMapped { iova: taken }) = error.map_error() else {
+                return Err(error);
             };
             let at = taken & !(page - 1);
             if self.iova_to_phys(Iova(at)) != Some(Pa(at)) {
-                return Err(IommuError::SmmuV2(SmmuError::Map(MapError::AlreadyMapped { iova: taken })));
+                return Err(error);
             }
             if at > start {
                 self.map(Iova(start), Pa(start), at - start, region.prot)?;

@@ -3,7 +3,7 @@
 use alloc::string::String;
 use alloc::vec::Vec;
 
-use portcullis_arch::Iova;
+use portcullis_arch::{Iova, SubstreamId};
 use portcullis_drivers::ops::{DomainKind, IommuError};
 use thiserror::Error;
 
@@ -73,6 +73,32 @@ pub enum Error {
     NotBound {
         /// Its name.
         device: String,
+    },
+    /// The device has no substreams, or not that one.
+    #[error("device {device} has {bits} bits of substream ids, {substream} is not one it can use")]
+    Substream {
+        /// Its name.
+        device: String,
+        /// The substream.
+        substream: SubstreamId,
+        /// Bits of its substream ids, as far as the IOMMU has them too.
+        bits: u8,
+    },
+    /// The substream belongs to another process.
+    #[error("substream {substream} of device {device} is bound to another process")]
+    SubstreamBound {
+        /// Its name.
+        device: String,
+        /// The substream.
+        substream: SubstreamId,
+    },
+    /// The substream is not bound.
+    #[error("substream {substream} of device {device} is not bound to a process")]
+    SubstreamNotBound {
+        /// Its name.
+        device: String,
+        /// The substream.
+        substream: SubstreamId,
     },
     /// The process has no address space any more.
     #[error("the process has exited")]

@@ -5,7 +5,7 @@
 //! with the default domain, [`IommuCore::alloc_domain`] and [`IommuCore::attach_device`] give it another
 //! [`Domain`], and [`Domain::map`] lets it reach memory. [`IommuCore::handle_irq`] takes the IOMMU's interrupts
 //! and routes faults to the device that caused them. [`Process`] is a user address space that
-//! [`IommuCore::bind`] makes the device's own.
+//! [`IommuCore::bind`] makes the device's own, and [`IommuCore::bind_substream`] one substream's.
 //!
 //! | Covered | Not covered |
 //! |---|---|
@@ -13,7 +13,7 @@
 //! | groups by shared streams; attach all or revert | groups by PCI isolation |
 //! | blocked, identity, paging (stage 1, stage 2), nested, process domains | IOVA allocation and the DMA API |
 //! | reserved regions, direct ones mapped before attach | |
-//! | several domains, processes and IOMMUs at once | several address spaces per stream (SMMUv3 substreams) |
+//! | several domains, processes and IOMMUs at once; a process per substream, its faults resolved by it | |
 #![no_std]
 #![forbid(unsafe_code)]
 
@@ -28,6 +28,8 @@ mod process;
 mod reserved;
 mod route;
 #[cfg(test)]
+mod substream_tests;
+#[cfg(test)]
 mod tests;
 
 pub use crate::manager::{DefaultDomain, DeviceId, DeviceInfo, GroupId, InstanceId, IommuCore};
@@ -41,8 +43,8 @@ pub use route::{RoutedBatch, RoutedFault};
 
 pub use portcullis_drivers::fault::{FaultHandler, FaultReason, FaultReport, FaultResponse};
 pub use portcullis_drivers::ops::{
-    Capabilities, DomainKind, DomainOps, DomainSpec, FaultModel, IommuError, IommuOps, Paging, StreamMatch,
-    StreamOverrides, TableRoot,
+    Capabilities, DomainKind, DomainOps, DomainSpec, FaultModel, GuestSte, IommuError, IommuOps,
+    MasterOptions, Paging, StreamMatch, StreamOverrides, TableRoot,
 };
 pub use portcullis_pgtable::{Granule, MemoryKind};
 

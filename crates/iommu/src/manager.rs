@@ -6,14 +6,15 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt;
 
-use portcullis_drivers::fault::{FaultHandler, FaultResponse};
+use portcullis_arch::SubstreamId;
+use portcullis_drivers::fault::{FaultHandler, FaultReport, FaultResponse};
 use portcullis_drivers::ops::{
-    DomainKind, DomainOptions, DomainSpec, FaultModel, IommuOps, Master, Paging, StreamMatch,
-    StreamOverrides, TableRoot,
+    DomainKind, DomainOptions, DomainSpec, FaultModel, GuestSte, IommuOps, Master, MasterOptions, Paging,
+    StreamMatch, StreamOverrides, TableRoot,
 };
 use spin::Mutex;
 
-use crate::bind::Bond;
+use crate::bind::{Bond, Pasids, SubstreamBond};
 use crate::route::{RoutedBatch, RoutedLog, Router};
 use crate::{Domain, Error, FwSpec, ReservedKind, ReservedRegion, SOFTWARE_MSI, merge};
 
@@ -65,6 +66,8 @@ pub(crate) struct Device {
     pub group: GroupId,
     pub reserved: Vec<ReservedRegion>,
     pub handler: Option<Arc<dyn FaultHandler>>,
+    /// What its substreams are bound to.
+    pub substreams: BTreeMap<SubstreamId, SubstreamBond>,
 }
 
 pub(crate) struct Group {
@@ -85,6 +88,7 @@ pub(crate) struct State {
     instances: Vec<Instance>,
     pub devices: BTreeMap<DeviceId, Device>,
     pub groups: BTreeMap<GroupId, Group>,
+    pub pasids: Pasids,
     next: u32,
 }
 
@@ -182,6 +186,15 @@ impl State {
     }
 }
 
+/// A domain with a table of the driver.
+fn paging_spec(ops: &dyn IommuOps) -> DomainSpec {
+    if ops.capabilities().stage1 {
+        DomainSpec::Stage1(Paging::default())
+    } else {
+        DomainSpec::Stage2(Paging::default())
+    }
+}
+
 fn map_direct_regions(device: &Device, domain: &Domain) -> Result<(), Error> {
     let direct = |region: &&ReservedRegion| {
         matches!(region.kind, ReservedKind::Direct | ReservedKind::DirectRelaxable)
@@ -202,8 +215,13 @@ fn map_direct_regions(device: &Device, domain: &Domain) -> Result<(), Error> {
 impl IommuCore {
     /// A core without IOMMUs.
     pub fn new(default: DefaultDomain) -> Self {
-        let state =
-            State { instances: Vec::new(), devices: BTreeMap::new(), groups: BTreeMap::new(), next: 0 };
+        let state = State {
+            instances: Vec::new(),
+            devices: BTreeMap::new(),
+            groups: BTreeMap::new(),
+            pasids: Pasids::default(),
+            next: 0,
+        };
         let log = Mutex::new(RoutedLog::default());
         Self { inner: Arc::new(Inner { state: Mutex::new(state), log, default }) }
     }
@@ -241,14 +259,28 @@ impl IommuCore {
         spec: &FwSpec,
         reserved: &[ReservedRegion],
     ) -> Result<DeviceId, Error> {
+        self.add_device_with(name, instance, spec, reserved, MasterOptions::default())
+    }
+
+    /// The same for a device that has substreams, bears stalls, or keeps translations (`pasid-num-bits`,
+    /// `dma-can-stall`, ATS).
+    pub fn add_device_with(
+        &self,
+        name: &str,
+        instance: InstanceId,
+        spec: &FwSpec,
+        reserved: &[ReservedRegion],
+        options: MasterOptions,
+    ) -> Result<DeviceId, Error> {
         let ops = self.ops(instance)?;
-        let master = ops.add_device(&spec.streams)?;
+        let master = ops.add_device(&spec.streams, options)?;
         let mut spare = Vec::new();
         let result = self.enter(name, instance, master, reserved, &ops, &mut spare);
         // Only now: the core is not locked.
         drop(spare);
         result.map_err(|(master, error)| {
-            ops.remove_device(master);
+            // The error that came first is the cause.
+            let _it_blocks_the_streams = ops.remove_device(master);
             error
         })
     }
@@ -278,6 +310,7 @@ impl IommuCore {
             group,
             reserved: reserved.to_vec(),
             handler: None,
+            substreams: BTreeMap::new(),
         };
         let (group, new_domain) = match *groups {
             [] => {
@@ -285,7 +318,7 @@ impl IommuCore {
                 let spec = match self.inner.default {
                     DefaultDomain::Blocked if !needs_map => DomainSpec::Blocked,
                     DefaultDomain::Identity => DomainSpec::Identity,
-                    _ => DomainSpec::Stage1(Paging::default()),
+                    _ => paging_spec(&**ops),
                 };
                 match ops.alloc_domain(spec, DomainOptions::default()) {
                     Ok(domain) => (GroupId(state.next_id()), Some(Domain::new(domain, instance))),
@@ -340,6 +373,9 @@ impl IommuCore {
             if group.devices.len() == 1 {
                 state.not_bound(group)?;
             }
+            if !device.substreams.is_empty() {
+                return Err(Error::Bound { device: device.name.clone() });
+            }
             let ops = state.ops(device.instance)?;
             if let Some(group) = state.groups.get_mut(&group_id) {
                 group.devices.retain(|device| *device != id);
@@ -350,9 +386,9 @@ impl IommuCore {
             let Some(device) = state.devices.remove(&id) else { return Err(Error::UnknownDevice(id)) };
             (ops, device.master)
         };
-        ops.remove_device(master);
+        let removed = ops.remove_device(master);
         drop(spare);
-        Ok(())
+        Ok(removed?)
     }
 
     /// Makes a domain for devices behind an IOMMU.
@@ -373,9 +409,9 @@ impl IommuCore {
         Ok(Domain::new(domain, instance))
     }
 
-    /// A stage 1 domain with the hardware's widest addresses: what most callers want.
+    /// A domain with the hardware's widest addresses, of stage 1 if it has one: what most callers want.
     pub fn paging_domain(&self, instance: InstanceId) -> Result<Arc<Domain>, Error> {
-        self.alloc_domain(instance, DomainSpec::Stage1(Paging::default()))
+        self.alloc_domain(instance, paging_spec(&*self.ops(instance)?))
     }
 
     /// A stage 1 domain on top of a stage 2 domain.
@@ -386,6 +422,11 @@ impl IommuCore {
     /// A stage 1 domain with a guest's table, on top of a stage 2 domain.
     pub fn nested_guest_domain(&self, parent: &Arc<Domain>, root: TableRoot) -> Result<Arc<Domain>, Error> {
         self.alloc_domain(parent.instance, DomainSpec::NestedGuest(parent.ops.clone(), root))
+    }
+
+    /// Stage 1 as a guest configures it, context descriptors included, on top of a stage 2 domain.
+    pub fn guest_domain(&self, parent: &Arc<Domain>, guest: GuestSte) -> Result<Arc<Domain>, Error> {
+        self.alloc_domain(parent.instance, DomainSpec::Guest(parent.ops.clone(), guest))
     }
 
     /// Attaches a device that is alone in its group (Linux `iommu_attach_device`).
@@ -470,8 +511,7 @@ impl IommuCore {
     pub fn set_overrides(&self, device: DeviceId, overrides: StreamOverrides) -> Result<(), Error> {
         let state = self.inner.state.lock();
         let device = state.device(device)?;
-        state.ops(device.instance)?.set_overrides(&device.master, overrides);
-        Ok(())
+        Ok(state.ops(device.instance)?.set_overrides(&device.master, overrides)?)
     }
 
     /// Who is asked about a device's faults; goes before its domain's handler.
@@ -503,6 +543,16 @@ impl IommuCore {
         response: FaultResponse,
     ) -> Result<(), Error> {
         Ok(self.ops(instance)?.resume_stalled(bank, response)?)
+    }
+
+    /// The same for any kind of IOMMU.
+    pub fn answer(
+        &self,
+        instance: InstanceId,
+        report: &FaultReport,
+        response: FaultResponse,
+    ) -> Result<(), Error> {
+        Ok(self.ops(instance)?.answer(report, response)?)
     }
 
     /// The faults of all IOMMUs with their devices, since the last time.

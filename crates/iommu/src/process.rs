@@ -13,7 +13,7 @@ use alloc::collections::BTreeMap;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
-use portcullis_arch::{Asid, Iova, Pa};
+use portcullis_arch::{Access, Asid, Iova, Pa};
 use portcullis_drivers::ops::{IommuError, TableRoot};
 use portcullis_drivers::tables::{TableGuard, TableMemory, TablePlace};
 use portcullis_hal::{Block, DmaMemory};
@@ -456,6 +456,18 @@ impl<M: DmaMemory + Clone + 'static> AddressSpace for Process<M> {
         }
         users.domains.push(domain.clone());
         true
+    }
+
+    fn page_fault(&self, va: Iova, access: Access) -> bool {
+        let allowed = {
+            let areas = self.areas.lock();
+            areas.range(..=va.get()).next_back().is_some_and(|(_, area)| match access {
+                Access::Read => area.prot.read || area.prot.write,
+                Access::Write => area.prot.write,
+            })
+        };
+        // A page that is there already is the answer, too: the device has faulted before it came.
+        allowed && self.fault_in(va).is_ok()
     }
 
     fn leave(&self, domain: &Arc<Domain>) {

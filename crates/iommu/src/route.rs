@@ -7,6 +7,7 @@ use alloc::vec::Vec;
 
 use portcullis_drivers::fault::{FaultHandler, FaultReport, FaultResponse};
 
+use crate::AddressSpace;
 use crate::manager::{DeviceId, Inner, InstanceId};
 
 /// A fault with its owner.
@@ -65,16 +66,30 @@ pub(crate) struct Router {
 impl FaultHandler for Router {
     fn fault(&self, report: &FaultReport) -> FaultResponse {
         let Some(core) = self.core.upgrade() else { return FaultResponse::Terminate };
-        let (device, name, handler) = core.owner_of(self.instance, report);
+        let Owner { device, name, handler, space } = core.owner_of(self.instance, report);
         // Without a lock: the owner may map, attach or unbind.
-        let response = handler.map_or(FaultResponse::Terminate, |handler| handler.fault(report));
+        let response = match (handler, space) {
+            (Some(handler), _) => handler.fault(report),
+            // Only what waits can be helped.
+            (None, Some(space)) if report.stalled && space.page_fault(report.iova, report.access) => {
+                FaultResponse::Resolved
+            }
+            _ => FaultResponse::Terminate,
+        };
         let fault = RoutedFault { instance: self.instance, device, name, report: *report, response };
         core.log.lock().push(fault);
         response
     }
 }
 
-type Owner = (Option<DeviceId>, Option<String>, Option<Arc<dyn FaultHandler>>);
+/// Whose fault it is, and who is to be asked: a handler first, else the process that the device is bound to.
+#[derive(Default)]
+struct Owner {
+    device: Option<DeviceId>,
+    name: Option<String>,
+    handler: Option<Arc<dyn FaultHandler>>,
+    space: Option<Arc<dyn AddressSpace>>,
+}
 
 impl Inner {
     /// The device that a fault belongs to and who is to be asked: the device's handler, else its domain's.
@@ -100,17 +115,31 @@ impl Inner {
             });
         match found {
             Some((id, device)) => {
-                let of_domain = || {
-                    let group = state.groups.get(&device.group)?;
-                    group.domain.handler.lock().clone()
+                let group = state.groups.get(&device.group);
+                let (domain, space) = match report.substream {
+                    Some(substream) => {
+                        let bond = device.substreams.get(&substream);
+                        (bond.map(|bond| bond.domain()), bond.map(|bond| bond.space.clone()))
+                    }
+                    None => {
+                        let bond = group.and_then(|group| group.bond.as_ref());
+                        (group.map(|group| &group.domain), bond.map(|bond| bond.space().clone()))
+                    }
                 };
-                (Some(*id), Some(device.name.clone()), device.handler.clone().or_else(of_domain))
+                let of_domain = || domain.and_then(|domain| domain.handler.lock().clone());
+                Owner {
+                    device: Some(*id),
+                    name: Some(device.name.clone()),
+                    handler: device.handler.clone().or_else(of_domain),
+                    space,
+                }
             }
             None => {
                 let of_bank = state.groups.values().find(|group| {
                     group.instance == instance && report.bank.is_some() && group.domain.bank() == report.bank
                 });
-                (None, None, of_bank.and_then(|group| group.domain.handler.lock().clone()))
+                let handler = of_bank.and_then(|group| group.domain.handler.lock().clone());
+                Owner { handler, ..Owner::default() }
             }
         }
     }

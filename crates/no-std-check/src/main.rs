@@ -19,11 +19,12 @@ use portcullis_arch::{Iova, Pa};
 use portcullis_drivers::ops::DomainSpec;
 use portcullis_drivers::plwriter::PlWriter;
 use portcullis_drivers::smmuv2::{Options, SmmuV2};
+use portcullis_drivers::smmuv3::{self, SmmuV3};
 use portcullis_drivers::zdma::{Config, DescriptorPool, POOL_BYTES, Zdma};
 use portcullis_hal::DmaMemory;
-use portcullis_iommu::{FwSpec, IommuCore, Paging, Process, ProcessConfig, Prot};
+use portcullis_iommu::{BindOptions, FwSpec, IommuCore, MasterOptions, Paging, Process, ProcessConfig, Prot};
 
-use platform::{Memory, Ticks, Window};
+use platform::{Acknowledging, Memory, Ticks, Window};
 
 #[panic_handler]
 fn panic(_: &PanicInfo<'_>) -> ! {
@@ -48,7 +49,7 @@ extern "C" fn rust_eh_personality() {}
 
 /// One device, from probe to process exit. The error is the number of the step that failed.
 fn run() -> Result<(), i32> {
-    let memory = Memory::new(0x1000_0000, 1 << 20);
+    let memory = Memory::new(0x1000_0000, 2 << 20);
     let window = Window::new(0x2_0000);
     for (offset, value) in [(0x20, 0x7c01_3e30), (0x24, 0x3000_0010), (0x28, 0x5555)] {
         window.set(offset, value);
@@ -85,5 +86,33 @@ fn run() -> Result<(), i32> {
     if ended != 1 {
         return Err(22);
     }
-    PlWriter::new(Window::new(0x100)).write(Iova(0x1000), 0xcafe_beef, 0, 0xf).map_err(|_| 23)
+    PlWriter::new(Window::new(0x100)).write(Iova(0x1000), 0xcafe_beef, 0, 0xf).map_err(|_| 23)?;
+    smmuv3(memory)
+}
+
+/// The same for an SMMUv3 with substreams.
+fn smmuv3(memory: Memory) -> Result<(), i32> {
+    let window = Acknowledging::new(0x2_0000);
+    for (offset, value) in [(0x00, 0x0844_100b), (0x04, 0x00e7_3a08), (0x0c, 1 << 10), (0x14, 0x15)] {
+        window.set(offset, value);
+    }
+    let options = smmuv3::Options { queue_log2: [7, 7, 7], ..smmuv3::Options::new(0x2_0000) };
+    let smmu = SmmuV3::probe(window, memory.clone(), Ticks::default(), options).map_err(|_| 31)?;
+    let core = IommuCore::default();
+    let instance = core.register("smmu", Arc::new(smmu));
+    let spec = FwSpec::from_cells(&[0x42], 1, None).map_err(|_| 32)?;
+    let master = MasterOptions { substream_bits: 8, can_stall: true, ats: false };
+    let device = core.add_device_with("dma", instance, &spec, &[], master).map_err(|_| 33)?;
+    let domain = core.paging_domain(instance).map_err(|_| 34)?;
+    core.attach_device(device, &domain).map_err(|_| 35)?;
+    domain.map(Iova(0x7000_0000), Pa(0x6000_0000), 0x40_0000, Prot::RW).map_err(|_| 36)?;
+    domain.unmap(Iova(0x7000_0000), 0x40_0000).map_err(|_| 37)?;
+    let process = Process::new(memory, ProcessConfig::default()).map_err(|_| 38)?;
+    process.mmap(0x3000, Prot::RW.cached()).map_err(|_| 39)?;
+    let (substream, _) =
+        core.bind_substream(device, process.clone(), BindOptions::default()).map_err(|_| 40)?;
+    process.exit().map_err(|_| 41)?;
+    core.unbind_substream(device, substream).map_err(|_| 42)?;
+    core.handle_irq(instance).map_err(|_| 43)?;
+    core.remove_device(device).map_err(|_| 44)
 }

@@ -81,6 +81,42 @@ impl Mmio for Window {
     }
 }
 
+/// Registers of an SMMUv3 that does everything at once: it acknowledges what is written and consumes every command.
+pub struct Acknowledging(Window);
+
+impl Acknowledging {
+    /// `bytes` of registers, all 0.
+    pub fn new(bytes: usize) -> Self {
+        Self(Window::new(bytes))
+    }
+
+    /// Sets a register.
+    pub fn set(&self, offset: usize, value: u32) {
+        self.0.set(offset, value);
+    }
+}
+
+impl Mmio for Acknowledging {
+    fn read32(&self, offset: usize) -> u32 {
+        match offset {
+            // CR0ACK, IRQ_CTRLACK, CMDQ_CONS.
+            0x24 => self.0.read32(0x20),
+            0x54 => self.0.read32(0x50),
+            0x9c => self.0.read32(0x98),
+            _ => self.0.read32(offset),
+        }
+    }
+    fn write32(&self, offset: usize, value: u32) {
+        self.0.write32(offset, value);
+    }
+    fn read64(&self, offset: usize) -> u64 {
+        self.0.read64(offset)
+    }
+    fn write64(&self, offset: usize, value: u64) {
+        self.0.write64(offset, value);
+    }
+}
+
 /// Memory in an array, given out once.
 #[derive(Clone)]
 pub struct Memory(Arc<Words>);

@@ -5,7 +5,7 @@ use portcullis_arch::smmuv2::{AtsOperand, CbType, Fsr, Tcr2};
 use portcullis_arch::{Access, Attributes, MemoryType, Shareability, StreamId};
 use portcullis_bus::{Initiator, Memory};
 use portcullis_walk::stage::combine;
-use portcullis_walk::{AccessKind, Context, Fault, Invalidation, NoRecord, Split, Walked};
+use portcullis_walk::{AccessKind, Context, Fault, Invalidation, NoRecord, Split, Updates, Walked};
 
 use crate::context::{format_code, translation};
 use crate::decide::{GlobalFault, Unusable, banks_of};
@@ -45,13 +45,21 @@ impl<M: Memory> SmmuV2<M> {
         let par = match asked {
             Err(why) => F | why,
             Ok((o, _)) if both => {
-                let result = o.context.stages.translate(&self.walker, o.va, o.kind, &mut NoRecord);
+                let result =
+                    o.context.stages.translate(&self.walker, o.va, o.kind, Updates::Pretend, &mut NoRecord);
                 let attrs = |w: Walked| o.context.after.map_or(w.attrs, |after| combine(w.attrs, after));
                 par(result.map(|w| Walked { attrs: attrs(w), ..w }), o.format)
             }
-            Ok((o, _)) => {
-                par(o.context.stages.translate_stage1(&self.walker, o.va, o.kind, &mut NoRecord), o.format)
-            }
+            Ok((o, _)) => par(
+                o.context.stages.translate_stage1(
+                    &self.walker,
+                    o.va,
+                    o.kind,
+                    Updates::Pretend,
+                    &mut NoRecord,
+                ),
+                o.format,
+            ),
         };
         regs.side[side].gpar = par;
     }
@@ -78,7 +86,13 @@ impl<M: Memory> SmmuV2<M> {
         let answer = match self.operation(regs, index, bank_secure, (access, op < 2), value & !0xfff) {
             Err(_) => F,
             Ok((o, from)) => {
-                let result = o.context.stages.translate_stage1(&self.walker, o.va, o.kind, &mut NoRecord);
+                let result = o.context.stages.translate_stage1(
+                    &self.walker,
+                    o.va,
+                    o.kind,
+                    Updates::Pretend,
+                    &mut NoRecord,
+                );
                 match result {
                     Err(fault) if fault.stage == 2 => {
                         let origin = Origin { from: &from, va: o.va, access, operation: true };

@@ -6,8 +6,8 @@ use portcullis_arch::vmsa::Granule;
 use portcullis_arch::{Access, Attributes};
 use portcullis_walk::stage::walk_attributes;
 use portcullis_walk::{
-    AccessKind, Context, ContextKey, Flat, Nested, Regime, Region, Split, Stage1, Stage2, TableFormat,
-    TlbStage,
+    AccessKind, AddressFormat, Context, ContextKey, FlagUpdate, Flat, Nested, Regime, Region, Split, Stage1,
+    Stage2, TableFormat, TlbStage,
 };
 
 use crate::config::{Aarch32, Config};
@@ -104,7 +104,7 @@ pub(crate) fn translation(
         let incoming =
             if on { incoming } else { portcullis_walk::stage::combine(incoming, stage2_off(sctlr)) };
         let stages = Nested { stage1: None, stage2, flat };
-        return Context { key, bank: n.into(), va_mask, stages, incoming, after: None, cacheable: on };
+        return Context { key, token: n.into(), va_mask, stages, incoming, after: None, cacheable: on };
     }
 
     let regime = regime_of(regs, bank, secure);
@@ -155,7 +155,7 @@ pub(crate) fn translation(
     };
     let key = key(secure, regime, stage, vmid, asid, input_bits(config, bank, va64, single).0);
     let stages = Nested { stage1, stage2, flat };
-    Context { key, bank: n.into(), va_mask, stages, incoming, after, cacheable: s1_on || s2_on }
+    Context { key, token: n.into(), va_mask, stages, incoming, after, cacheable: s1_on || s2_on }
 }
 
 fn key(secure: bool, regime: Regime, stage: TlbStage, vmid: u16, asid: u16, va_bits: u8) -> ContextKey {
@@ -319,6 +319,10 @@ fn stage1(config: &Config, regs: &Regs, bank: &Bank, limit: u8, single: bool, se
         access_flag_enable: sctlr.afe(),
         secure,
         secure_fetch_only: secure && regs.scr1().sif(),
+        flags: FlagUpdate::OFF,
+        e0pd: [false; 2],
+        pan: false,
+        sh_override: [None; 2],
     }
 }
 
@@ -334,7 +338,15 @@ fn region64(
     let levels = input_bits.saturating_sub(g).div_ceil(stride).clamp(1, 4);
     let start_level = 4 - levels as i8;
     let base = table_base(ttbr, 48, first_table_log2(g, stride, start_level, input_bits));
-    Region { base, granule, start_level, input_bits, walk_attrs, flat_attributes }
+    Region {
+        base,
+        granule,
+        start_level,
+        input_bits,
+        walk_attrs,
+        flat_attributes,
+        address: AddressFormat::Bits48,
+    }
 }
 
 fn region_long(
@@ -345,7 +357,15 @@ fn region_long(
     flat_attributes: bool,
 ) -> Region {
     let base = table_base(ttbr, 40, first_table_log2(12, 9, start_level, input_bits));
-    Region { base, granule: Granule::K4, start_level, input_bits, walk_attrs, flat_attributes }
+    Region {
+        base,
+        granule: Granule::K4,
+        start_level,
+        input_bits,
+        walk_attrs,
+        flat_attributes,
+        address: AddressFormat::Bits48,
+    }
 }
 
 fn region_short(ttbr: u64, input_bits: u8, non_secure: bool) -> Region {
@@ -364,6 +384,7 @@ fn region_short(ttbr: u64, input_bits: u8, non_secure: bool) -> Region {
         input_bits,
         walk_attrs: walk_attributes(irgn, orgn, sh, non_secure),
         flat_attributes: false,
+        address: AddressFormat::Bits48,
     }
 }
 
@@ -404,6 +425,7 @@ fn stage2(config: &Config, bank: &Bank) -> Stage2 {
             input_bits: bits,
             walk_attrs: attrs,
             flat_attributes: true,
+            address: AddressFormat::Bits48,
         });
         input_limit_bits = config.ipa_bits;
         output_bits = config.limited(tcr.pasize(), config.pa_bits);
@@ -432,6 +454,11 @@ fn stage2(config: &Config, bank: &Bank) -> Stage2 {
         big_endian: sctlr.e(),
         protect_walks: sctlr.ptw(),
         range_fault_level: if va64 { 0 } else { 1 },
+        flags: FlagUpdate::OFF,
+        xnx: false,
+        fwb: false,
+        leaf_hints: true,
+        sh_override: None,
     }
 }
 

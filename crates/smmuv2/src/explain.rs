@@ -3,7 +3,7 @@
 
 use portcullis_arch::{Access, Attributes, Iova, Pa};
 use portcullis_bus::{Initiator, Memory};
-use portcullis_walk::{Fault, Step, Trace, Walked};
+use portcullis_walk::{Fault, Step, Trace, Updates, Walked};
 
 use crate::context::kind_of;
 use crate::decide::{BypassReason, Decision, GlobalFault, decide};
@@ -155,7 +155,9 @@ impl<M: Memory> SmmuV2<M> {
                 let input = va.get() & context.va_mask;
                 let kind = kind_of(&context, access);
                 let incoming = context.incoming;
-                let outcome = match context.stages.translate(&self.walker, input, kind, &mut trace) {
+                let stages = &context.stages;
+                let outcome = match stages.translate(&self.walker, input, kind, Updates::Pretend, &mut trace)
+                {
                     Ok(walked) => Outcome::Translated { walked, incoming },
                     Err(fault) => Outcome::Fault { fault, incoming },
                 };

@@ -74,7 +74,7 @@ pub(crate) fn context(
     fault: Fault,
 ) -> FaultOutcome {
     let Origin { from, va, access, operation } = origin;
-    let first = context.bank as usize;
+    let first = context.token as usize;
     let Some(cbar) = regs.banks.get(first).map(|b| b.cbar()) else {
         return FaultOutcome::Terminate { abort: true };
     };

@@ -19,8 +19,7 @@ use crate::state::{Bank, Regs, RestoreError, State};
 pub type Port<M> = Tbu<SmmuV2<M>, M>;
 
 /// A secure fetch from non-secure memory through a bank whose stages are off (SCR1.SIF).
-pub(crate) const SECURE_FETCH: Fault =
-    Fault { kind: FaultKind::Permission, stage: 1, level: 0, ipa: 0, on_stage1_walk: false };
+pub(crate) const SECURE_FETCH: Fault = Fault::new(FaultKind::Permission, 1, 0);
 
 /// What changes: the registers, and synchronisations under way (which are not state: after a restore no access is
 /// running).
@@ -145,7 +144,7 @@ impl<M: Memory> Tcu for SmmuV2<M> {
         match decision {
             // Bypass truncates to the output size and never faults on it.
             Decision::Bypass { attrs, .. } => {
-                Resolution::Bypass { attrs, mask: (1 << self.config.pa_bits) - 1 }
+                Resolution::Bypass { attrs, mask: (1 << self.config.pa_bits) - 1, strict: false }
             }
             Decision::Translate(context) => Resolution::Translate(context),
             Decision::Global { fault, nested } => {

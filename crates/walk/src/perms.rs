@@ -28,6 +28,10 @@ impl AccessKind {
     pub const fn is_write(self) -> bool {
         self.0 & 0b010_010 != 0
     }
+    /// True for a privileged access.
+    pub const fn is_privileged(self) -> bool {
+        self.0 & 0b000_111 != 0
+    }
     /// True for an instruction fetch.
     pub const fn is_fetch(self) -> bool {
         self.0 & 0b100_100 != 0
@@ -62,6 +66,16 @@ impl Perms {
     #[inline]
     pub const fn fetch_if(self, allowed: bool) -> Self {
         if allowed { self } else { Self(self.0 & 0b011_011) }
+    }
+    /// The same, without writes if `allowed` is false.
+    #[inline]
+    pub const fn write_if(self, allowed: bool) -> Self {
+        if allowed { self } else { Self(self.0 & 0b101_101) }
+    }
+    /// What privileged accesses may do.
+    #[inline]
+    pub const fn privileged_only(self) -> Self {
+        Self(self.0 & 0b000_111)
     }
     /// What both allow.
     #[inline]

@@ -28,7 +28,12 @@ pub enum Rule {
     },
     /// The access flag is clear.
     AccessFlag,
-    /// Memory refused the read.
+    /// Hardware changed the descriptor: it set the access flag, or made it writable for the first write.
+    Update {
+        /// What the descriptor holds now.
+        new: u64,
+    },
+    /// Memory refused the read, or the update.
     External(BusError),
 }
 
@@ -49,6 +54,8 @@ pub struct Step {
 
 /// Sees each descriptor as the walker reads it.
 pub trait Recorder {
+    /// It ignores every step, so that none needs to be made for it.
+    const SILENT: bool = false;
     /// One descriptor was read.
     fn step(&mut self, step: Step);
 }
@@ -58,6 +65,7 @@ pub trait Recorder {
 pub struct NoRecord;
 
 impl Recorder for NoRecord {
+    const SILENT: bool = true;
     #[inline(always)]
     fn step(&mut self, _: Step) {}
 }

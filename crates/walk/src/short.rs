@@ -9,6 +9,7 @@ use portcullis_bus::Memory;
 use crate::perms::Perms;
 use crate::record::{Recorder, Rule, Step};
 use crate::stage::{Fault, FaultKind, Leaf, Region, Stage1, combine, exceeds};
+use crate::update::{Spot, Tables};
 
 /// The fields that sections and pages keep in different places.
 struct Fields {
@@ -26,35 +27,36 @@ struct Fields {
 }
 
 #[inline]
-pub(crate) fn walk<M: Memory, R: Recorder>(
+pub(crate) fn walk<M: Memory, R: Recorder, T: Tables<M, R>>(
     memory: &M,
     s1: &Stage1,
     region: &Region,
     va: u32,
     recorder: &mut R,
-    mut place: impl FnMut(u64, &mut R) -> Result<(u64, Option<Attributes>), Fault>,
-) -> Result<Leaf, Fault> {
-    let fault = |kind, level| Fault { kind, stage: 1, level, ipa: 0, on_stage1_walk: false };
+    tables: &T,
+) -> Result<(Leaf, Spot<T::Under>), Fault> {
+    let fault = |kind, level| Fault::new(kind, 1, level);
     let mut attrs = region.walk_attrs;
-    let mut read = |address: u64, level: i8, attrs: Attributes, r: &mut R| -> Result<u32, Fault> {
-        let (at, stage2) = place(address, r)?;
-        let attrs = stage2.map_or(attrs, |s2| combine(attrs, s2));
-        match memory.load32(Pa(at), attrs) {
-            Ok(v) if s1.big_endian => Ok(v.swap_bytes()),
-            Ok(v) => Ok(v),
+    let read = |address: u64, level: i8, attrs: Attributes, r: &mut R| {
+        let placed = tables.place(memory, address, r)?;
+        let attrs = placed.attrs.map_or(attrs, |s2| combine(attrs, s2));
+        let value = match memory.load32(Pa(placed.at), attrs) {
+            Ok(v) if s1.big_endian => v.swap_bytes(),
+            Ok(v) => v,
             Err(e) => {
                 r.step(Step { stage: 1, level, address, value: 0, rule: Rule::External(e) });
-                Err(fault(FaultKind::External, level))
+                return Err(Fault { fetch: placed.at, ..fault(FaultKind::External, level) });
             }
-        }
+        };
+        Ok((value, Spot { address, at: placed.at, attrs, value: value.into(), under: placed.under }))
     };
     let step =
         |level, address, value: u32, rule| Step { stage: 1, level, address, value: value.into(), rule };
 
     let index = u64::from(va) >> 20 & ((1 << (region.input_bits.clamp(20, 32) - 20)) - 1);
     let address = region.base | index << 2;
-    let d = read(address, 1, attrs, recorder)?;
-    let (fields, address, value) = match d & bits::TYPE {
+    let (d, spot) = read(address, 1, attrs, recorder)?;
+    let (fields, address, value, spot) = match d & bits::TYPE {
         bits::TYPE_TABLE => {
             let next = u64::from(d & bits::TABLE_BASE);
             recorder.step(step(1, address, d, Rule::Table { next }));
@@ -62,14 +64,14 @@ pub(crate) fn walk<M: Memory, R: Recorder>(
                 attrs = attrs.with_non_secure(true);
             }
             let at = next | (u64::from(va) >> 12 & 0xff) << 2;
-            let p = read(at, 2, attrs, recorder)?;
+            let (p, spot) = read(at, 2, attrs, recorder)?;
             let Some(fields) = page(d, p) else {
                 recorder.step(step(2, at, p, Rule::Invalid));
                 return Err(fault(FaultKind::Translation, 2));
             };
-            (fields, at, p)
+            (fields, at, p, spot)
         }
-        t if t & bits::TYPE_SECTION_OR_SMALL != 0 => (section(d), address, d),
+        t if t & bits::TYPE_SECTION_OR_SMALL != 0 => (section(d), address, d, spot),
         _ => {
             recorder.step(step(1, address, d, Rule::Invalid));
             return Err(fault(FaultKind::Translation, 1));
@@ -86,7 +88,7 @@ pub(crate) fn walk<M: Memory, R: Recorder>(
     }
     let rule = Rule::Leaf { output: fields.output, size_log2: fields.size_log2 };
     recorder.step(step(fields.level, address, value, rule));
-    Ok(Leaf {
+    let leaf = Leaf {
         output: fields.output,
         size_log2: fields.size_log2,
         leaf_log2: fields.size_log2,
@@ -94,7 +96,9 @@ pub(crate) fn walk<M: Memory, R: Recorder>(
         attrs: attributes(s1, &fields).with_non_secure(!s1.secure || fields.ns).consistent(),
         level: fields.level,
         global: fields.global,
-    })
+        clean: false,
+    };
+    Ok((leaf, spot))
 }
 
 fn section(d: u32) -> Fields {

@@ -78,6 +78,32 @@ pub enum Invalidation {
     Contexts(Scope),
     /// Entries of these contexts that cover an input address. With an ASID, also global entries of other ASIDs.
     Address(Scope, u64),
+    /// The same for all addresses from `start` to `last`.
+    Range {
+        /// The contexts.
+        scope: Scope,
+        /// First address.
+        start: u64,
+        /// Last address.
+        last: u64,
+        /// log2 of the granule whose entries must go; 0 for any.
+        granule_log2: u8,
+    },
+    /// The configuration of these streams, whatever their substream. TLB entries and other streams stay.
+    Streams {
+        /// First stream.
+        first: u32,
+        /// Last stream.
+        last: u32,
+    },
+    /// The configuration of one substream of a stream. `None` is the one that transactions without a substream use;
+    /// these are forgotten in any case, because they may share the configuration of substream 0.
+    Substream {
+        /// Stream.
+        stream: u32,
+        /// Substream.
+        substream: Option<u32>,
+    },
 }
 
 /// A port's mark, odd while it is inside an access. One cache line of its own.

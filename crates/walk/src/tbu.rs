@@ -18,7 +18,7 @@ use portcullis_bus::{
 
 use crate::perms::{AccessKind, Perms};
 use crate::record::NoRecord;
-use crate::stage::{Fault, Nested, Walked, combine};
+use crate::stage::{Fault, Nested, Updates, Walked, canonical, combine};
 use crate::sync::{InFlight, Invalidation, SyncLog, light_barrier};
 use crate::tlb::{ContextIndex, ContextKey, Entry, Sizes, Tlb};
 
@@ -27,9 +27,10 @@ use crate::tlb::{ContextIndex, ContextKey, Entry, Sizes, Tlb};
 pub struct Context {
     /// TLB tags.
     pub key: ContextKey,
-    /// The SMMU's own number for it (the context bank), handed back with faults.
-    pub bank: u16,
-    /// The address bits that the bus delivers.
+    /// The SMMU's own word for it (SMMUv2: the context bank), handed back with faults.
+    pub token: u64,
+    /// The address bits that count: those that the bus delivers, without the top byte where both halves (or the only
+    /// one) ignore it. Agrees with `key.va_bits`.
     pub va_mask: u64,
     /// The stages.
     pub stages: Nested,
@@ -67,6 +68,8 @@ pub enum Resolution {
         attrs: Attributes,
         /// Address bits that exist at the output.
         mask: u64,
+        /// An address with other bits is not truncated: the SMMU is asked again and refuses it.
+        strict: bool,
     },
     /// Translation through a context. May be cached.
     Translate(Box<Context>),
@@ -157,7 +160,7 @@ struct Cached {
 }
 
 enum Config {
-    Bypass { attrs: Attributes, mask: u64 },
+    Bypass { attrs: Attributes, mask: u64, strict: bool },
     Translate(Cached),
 }
 
@@ -181,10 +184,22 @@ struct Slot {
     config: Config,
 }
 
+/// The second word of an initiator without a substream.
+const NO_SUBSTREAM: u64 = u64::MAX;
+
+/// Forgets the configuration of the initiators whose stream and substream `named` names.
+fn forget_slots(slots: &mut [Option<Slot>], named: impl Fn(u32, u64) -> bool) {
+    for slot in slots {
+        if slot.as_ref().is_some_and(|s| named(s.hot.key[0] as u32, s.hot.key[1])) {
+            *slot = None;
+        }
+    }
+}
+
 /// An initiator as two words, for one comparison.
 #[inline(always)]
 fn key_of(from: &Initiator) -> [u64; 2] {
-    let substream = from.substream.map_or(u64::MAX, |s| u64::from(s.get()));
+    let substream = from.substream.map_or(NO_SUBSTREAM, |s| u64::from(s.get()));
     [u64::from(from.stream.get()) | u64::from(from.attrs.bits()) << 32, substream]
 }
 
@@ -358,7 +373,7 @@ impl<T: Tcu, M: Memory> Tbu<T, M> {
 
     #[cold]
     fn catch_up(&mut self) {
-        let (tlb, stamp) = (&mut self.tlb, &mut self.stamp);
+        let (tlb, stamp, slots) = (&mut self.tlb, &mut self.stamp, &mut self.slots);
         let mut renumbered = false;
         self.seen = self.tcu.log().catch_up(self.seen, |what| match what {
             None | Some(Invalidation::Everything) => {
@@ -371,6 +386,17 @@ impl<T: Tcu, M: Memory> Tbu<T, M> {
                 renumbered = true;
             }
             Some(Invalidation::Address(scope, va)) => renumbered |= tlb.forget_address(&scope, va),
+            Some(Invalidation::Range { scope, start, last, granule_log2 }) => {
+                tlb.forget_range(&scope, start, last, granule_log2);
+            }
+            Some(Invalidation::Streams { first, last }) => {
+                forget_slots(slots, |stream, _| (first..=last).contains(&stream));
+            }
+            Some(Invalidation::Substream { stream, substream }) => {
+                // Without a substream a transaction may use the descriptor of substream 0, and the other way round.
+                let named = |s: u64| s == NO_SUBSTREAM || s == u64::from(substream.unwrap_or(0));
+                forget_slots(slots, |at, s| at == stream && named(s));
+            }
         });
         if renumbered {
             self.refresh();
@@ -473,7 +499,16 @@ impl<T: Tcu, M: Memory> Tbu<T, M> {
             }
             let Some(slot) = self.slot_at(at, key) else { continue };
             let c = match &slot.config {
-                Config::Bypass { attrs, mask } => {
+                Config::Bypass { mask, strict: true, .. } if va & !mask != 0 => {
+                    match self.refuse(from, va, access, record) {
+                        FaultOutcome::Retry => {
+                            self.catch_up();
+                            continue;
+                        }
+                        outcome => return Err(outcome),
+                    }
+                }
+                Config::Bypass { attrs, mask, .. } => {
                     let pa = va & mask;
                     return Ok(Translated { pa: Pa(pa), left: 4096 - (pa & 4095), attrs: *attrs });
                 }
@@ -481,7 +516,8 @@ impl<T: Tcu, M: Memory> Tbu<T, M> {
             };
             let input = va & c.context.va_mask;
             let kind = AccessKind::new(access, c.context.incoming);
-            let walked = c.context.stages.translate(self.tcu.walker(), input, kind, &mut NoRecord);
+            let walker = self.tcu.walker();
+            let walked = c.context.stages.translate(walker, input, kind, Updates::Apply, &mut NoRecord);
             let outcome = match walked {
                 Err(fault) if record => {
                     let seen = (attempt + 1 < RETRIES).then_some(self.seen);
@@ -504,6 +540,22 @@ impl<T: Tcu, M: Memory> Tbu<T, M> {
         Err(over)
     }
 
+    /// Asks the SMMU about an address that a strict bypass does not let pass, and keeps nothing.
+    #[cold]
+    fn refuse(&mut self, from: &Initiator, va: u64, access: Access, record: bool) -> FaultOutcome {
+        if !record {
+            return FaultOutcome::Terminate { abort: true };
+        }
+        self.stats.resolutions += 1;
+        let outcome = match self.tcu.resolve(from, va, access) {
+            Resolution::Refused(outcome) => outcome,
+            // The configuration has changed.
+            Resolution::Bypass { .. } | Resolution::Translate(_) => FaultOutcome::Retry,
+        };
+        self.stats.refused += u64::from(outcome != FaultOutcome::Retry);
+        outcome
+    }
+
     /// Asks the SMMU about a stream and keeps the answer.
     #[cold]
     fn learn(&mut self, from: &Initiator, va: u64, access: Access) -> Result<(), FaultOutcome> {
@@ -524,7 +576,7 @@ impl<T: Tcu, M: Memory> Tbu<T, M> {
             sizes: Sizes::default(),
         };
         let config = match self.tcu.resolve(from, va, access) {
-            Resolution::Bypass { attrs, mask } => Config::Bypass { attrs, mask },
+            Resolution::Bypass { attrs, mask, strict } => Config::Bypass { attrs, mask, strict },
             Resolution::Translate(context) => {
                 let index = self.tlb.context(context.key);
                 hot.va_mask = context.va_mask;
@@ -544,7 +596,7 @@ impl<T: Tcu, M: Memory> Tbu<T, M> {
     }
 
     /// Fills the TLB for the slot used last.
-    #[inline]
+    #[inline(always)]
     fn fill(&mut self, input: u64, w: Walked) -> Translated {
         let size = 1u64 << w.size_log2;
         let left = size - (input & (size - 1));
@@ -556,7 +608,10 @@ impl<T: Tcu, M: Memory> Tbu<T, M> {
         };
         let tables = c.context.table_attributes(w.attrs);
         let attrs = c.context.outgoing(tables);
-        if c.context.cacheable {
+        // An address whose top byte is ignored by one half of the space alone must not be kept: an invalidation of
+        // the same page by another name would not find it.
+        let named = (canonical(input) ^ input) & c.context.va_mask == 0;
+        if c.context.cacheable && named {
             let epoch = self.tlb.epoch();
             let known = self.attrs.iter().take(self.attrs_used).position(|a| *a == tables);
             if known.is_none() && self.attrs_used == MAX_ATTRS {
@@ -721,9 +776,13 @@ impl<T: Tcu, M: Memory> Tbu<T, M> {
         let (mut moved, mut ahead) = (0, 0);
         while ahead < max {
             let at = ahead as u64;
-            let s = source.or_else(|| self.quiet(src.0, src.1.wrapping_add(at), Access::Read));
-            let d = target.or_else(|| self.quiet(dst.0, dst.1.wrapping_add(at), Access::Write));
-            let (Some(s), Some(d)) = (s, d) else { break };
+            // The target is not looked at (and marked dirty) before there is something to write.
+            let Some(s) = source.or_else(|| self.quiet(src.0, src.1.wrapping_add(at), Access::Read)) else {
+                break;
+            };
+            let Some(d) = target.or_else(|| self.quiet(dst.0, dst.1.wrapping_add(at), Access::Write)) else {
+                break;
+            };
             let n = usize::try_from(s.left.min(d.left)).unwrap_or(usize::MAX).min(max - ahead);
             run = match run {
                 Some((rs, rd, len)) if follows(&rs, len, &s) && follows(&rd, len, &d) => {

@@ -9,6 +9,7 @@
 //! that an invalidation by address finds all of them.
 
 use crate::perms::Perms;
+use crate::stage::canonical;
 use crate::sync::Scope;
 
 /// Ways of a set.
@@ -21,6 +22,8 @@ pub enum Regime {
     Guest,
     /// Hyp (EL2).
     Hyp,
+    /// EL2 with E2H, which has ASIDs and both halves of the address space.
+    HypHost,
     /// Monitor (EL3).
     Monitor,
 }
@@ -49,8 +52,17 @@ pub struct ContextKey {
     pub vmid: u16,
     /// ASID; 0 where the regime has none.
     pub asid: u16,
-    /// Input address bits that the bus delivers; operands of invalidations are cut to them.
+    /// Input address bits that count: what the bus delivers, or 56 where the top byte is always ignored. Operands of
+    /// invalidations are cut to them. With 64, entries are only filled for addresses whose top byte repeats bit 55.
     pub va_bits: u8,
+}
+
+impl ContextKey {
+    /// An operand of an invalidation as the entries of this context are tagged: its top byte never counts.
+    #[inline]
+    fn operand(&self, va: u64) -> u64 {
+        if self.va_bits >= 64 { canonical(va) } else { canonical(va) & ((1 << self.va_bits) - 1) }
+    }
 }
 
 /// What a hit gives.
@@ -110,6 +122,14 @@ struct SizeId {
     shift: u8,
     leaf: u8,
     id: u16,
+}
+
+/// What a range takes from the pages of one number.
+#[derive(Clone, Copy)]
+struct Doomed {
+    first: u64,
+    last: u64,
+    only_global: bool,
 }
 
 const MAX_ID: u16 = 0xfff;
@@ -263,7 +283,7 @@ impl Tlb {
     }
 
     /// [`fill`](Tlb::fill) for an owner that holds the context's page sizes, and whose copy is brought up to date.
-    #[inline]
+    #[inline(always)]
     pub fn fill_with(&mut self, context: ContextIndex, sizes: &mut Sizes, va: u64, entry: Entry) {
         let leaf = entry.leaf_log2.min(63).max(entry.size_log2);
         let known = |s: &&SizeId| s.shift == entry.size_log2 && s.leaf == leaf;
@@ -359,7 +379,7 @@ impl Tlb {
                 continue;
             }
             let only_global = !scope.covers_asid(&c.key);
-            let va = if c.key.va_bits >= 64 { va } else { va & ((1 << c.key.va_bits) - 1) };
+            let va = c.key.operand(va);
             let sizes = c.sizes;
             let mut kept = Sizes::default();
             for &size in sizes.ids.iter().take(usize::from(sizes.n)) {
@@ -382,6 +402,68 @@ impl Tlb {
             }
         }
         renumbered
+    }
+
+    /// Forgets the entries of the contexts in `scope` whose leaf covers an address from `start` to `last`; of other ASIDs
+    /// only global ones. Leaves smaller than `1 << granule_log2` bytes may stay. A `last` below `start` means the top.
+    ///
+    /// Costs one probe for each page that the range could hold, or one sweep through the TLB where that is less. Contexts
+    /// keep their numbers.
+    pub fn forget_range(&mut self, scope: &Scope, start: u64, last: u64, granule_log2: u8) {
+        let length = last.checked_sub(start).unwrap_or(u64::MAX);
+        if self.sets.is_empty() {
+            return;
+        }
+        let mut pages = 0u64;
+        let mut work: Vec<(SizeId, Doomed)> = Vec::new();
+        for c in self.contexts.iter().filter(|c| scope.covers_but_asid(&c.key)) {
+            let only_global = !scope.covers_asid(&c.key);
+            let first = c.key.operand(start);
+            // A range across bit 55 names both halves of an address space, and it does not wrap at the top.
+            let last = match first.checked_add(length) {
+                Some(last) if (first ^ last) >> 55 == 0 => last,
+                _ => u64::MAX,
+            };
+            for &size in c.sizes.ids.iter().take(usize::from(c.sizes.n)) {
+                if size.leaf < granule_log2 {
+                    continue;
+                }
+                // A leaf goes as a whole.
+                let below = (1u64 << size.leaf) - 1;
+                let doomed = Doomed { first: first & !below, last: last | below, only_global };
+                pages = pages.saturating_add((doomed.last - doomed.first) >> size.shift).saturating_add(1);
+                work.push((size, doomed));
+            }
+        }
+        if pages <= self.sets.len() as u64 {
+            for (size, d) in work {
+                let n = ((d.last - d.first) >> size.shift) + 1;
+                for page in 0..n {
+                    self.forget_page(d.first + (page << size.shift), size, d.only_global);
+                }
+            }
+        } else {
+            self.sweep(&work);
+        }
+    }
+
+    /// Looks at every entry once.
+    fn sweep(&mut self, work: &[(SizeId, Doomed)]) {
+        let mut by_number: Vec<Option<Doomed>> = vec![None; usize::from(MAX_ID) + 1];
+        for (size, doomed) in work {
+            if let Some(at) = by_number.get_mut(usize::from(size.id)) {
+                *at = Some(*doomed);
+            }
+        }
+        for set in &mut self.sets {
+            for way in 0..WAYS {
+                let (va, id) = (set.tag[way] & !u64::from(MAX_ID), set.tag[way] & u64::from(MAX_ID));
+                let Some(Some(d)) = by_number.get(id as usize) else { continue };
+                if (d.first..=d.last).contains(&va) && (!d.only_global || set.data[way] & GLOBAL != 0) {
+                    set.tag[way] = 0;
+                }
+            }
+        }
     }
 
     #[inline]

@@ -10,7 +10,7 @@ const T0: u64 = 0x10_0000;
 const T1: u64 = 0x20_0000;
 
 fn fault(kind: FaultKind, level: i8) -> Fault {
-    Fault { kind, stage: 1, level, ipa: 0, on_stage1_walk: false }
+    Fault::new(kind, 1, level)
 }
 
 fn long(t0: u8, t1: u8) -> Stage1 {
@@ -64,7 +64,7 @@ fn long_ranges_for_every_pair_of_sizes() {
                 continue;
             }
             words.take_log();
-            let got = n.translate(&words, va, read(), &mut NoRecord);
+            let got = n.translate(&words, va, read(), Updates::Apply, &mut NoRecord);
             let Some(half) = long_half(t0, t1, va) else {
                 assert_eq!(got, Err(fault(FaultKind::Translation, 1)), "{t0} {t1} {va:#x}");
                 continue;
@@ -82,13 +82,13 @@ fn long_ranges_for_every_pair_of_sizes() {
             assert_eq!(long_half(t0, t1, first + size - 1), Some(half), "{t0} {t1} {va:#x} level {level}");
             assert_eq!(w.pa & 0x1f_ffff, va & 0x1f_ffff);
         }
-        let got = n.translate(&words, 1 << 32, read(), &mut NoRecord);
+        let got = n.translate(&words, 1 << 32, read(), Updates::Apply, &mut NoRecord);
         assert_eq!(got, Err(fault(FaultKind::Translation, 1)));
         for half in 0..2 {
             let mut off = long(t0, t1);
             off.regions[half] = None;
             for va in [0, 0xffff_ffff] {
-                let got = only1(off.clone()).translate(&words, va, read(), &mut NoRecord);
+                let got = only1(off.clone()).translate(&words, va, read(), Updates::Apply, &mut NoRecord);
                 assert_eq!(got.is_err(), long_half(t0, t1, va) == Some(half), "EPD{half}");
             }
         }
@@ -100,11 +100,11 @@ fn a_block_that_reaches_over_the_split_is_cut_to_its_own_side() {
     // T0SZ = 7: TTBR0 has the first 32 MiB; TTBR1's first block of 1 GiB begins at 0 all the same.
     let words = Words::default();
     words.set(T1, 7 << 30 | d::BLOCK | d::AF | d::USER);
-    let w = only1(long(7, 0)).translate(&words, 0x0212_3456, read(), &mut NoRecord).unwrap();
+    let w = only1(long(7, 0)).translate(&words, 0x0212_3456, read(), Updates::Apply, &mut NoRecord).unwrap();
     assert_eq!((w.pa, w.size_log2, w.leaf_log2), (7 << 30 | 0x0212_3456, 25, 30));
     // T1SZ = 7: TTBR1 has the last 32 MiB, TTBR0's last block of 1 GiB ends behind them.
     words.set(T0 + 3 * 8, 9 << 30 | d::BLOCK | d::AF | d::USER);
-    let w = only1(long(0, 7)).translate(&words, 0xfdff_ffff, read(), &mut NoRecord).unwrap();
+    let w = only1(long(0, 7)).translate(&words, 0xfdff_ffff, read(), Updates::Apply, &mut NoRecord).unwrap();
     assert_eq!((w.pa, w.size_log2, w.leaf_log2), (9 << 30 | 0x3dff_ffff, 25, 30));
 }
 
@@ -117,7 +117,7 @@ fn long_addresses_have_40_bits() {
             let kind = if l == 3 { d::PAGE | d::AF | d::USER } else { d::TABLE };
             words.set(T0 + (l - 1) * 0x1000, (T0 + l * 0x1000) | kind | high);
         }
-        let got = only1(long(0, 0)).translate(&words, 0x44, read(), &mut NoRecord);
+        let got = only1(long(0, 0)).translate(&words, 0x44, read(), Updates::Apply, &mut NoRecord);
         assert_eq!(got, Err(fault(FaultKind::AddressSize, level as i8)));
     }
 }
@@ -133,8 +133,11 @@ fn long_stage_2_takes_up_to_40_bits_in_concatenated_tables() {
         words.set(T0 + (entries - 1) * 8, 5 << 30 | d::BLOCK | d::AF | d::S2R | 0xf << 2);
         let n = only2(s2);
         let ipa = (entries - 1) << low | 0x77;
-        assert_eq!(n.translate(&words, ipa, read(), &mut NoRecord).unwrap().pa, 5 << 30 | 0x77);
-        let f = n.translate(&words, 1 << 40, read(), &mut NoRecord).unwrap_err();
+        assert_eq!(
+            n.translate(&words, ipa, read(), Updates::Apply, &mut NoRecord).unwrap().pa,
+            5 << 30 | 0x77
+        );
+        let f = n.translate(&words, 1 << 40, read(), Updates::Apply, &mut NoRecord).unwrap_err();
         assert_eq!((f.kind, f.level, f.stage), (FaultKind::Translation, 1, 2));
     }
 }

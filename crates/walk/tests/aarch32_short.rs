@@ -13,7 +13,7 @@ const T0: u64 = 0x10_0000;
 const T1: u64 = 0x20_0000;
 
 fn fault(kind: FaultKind, level: i8) -> Fault {
-    Fault { kind, stage: 1, level, ipa: 0, on_stage1_walk: false }
+    Fault::new(kind, 1, level)
 }
 
 fn short_with(n: u8) -> Stage1 {
@@ -45,16 +45,16 @@ fn short_ranges_for_every_n() {
             }
             words.take_log();
             let half = usize::from(va >= edge);
-            let w = only1(s1.clone()).translate(&words, va, read(), &mut NoRecord).unwrap();
+            let w = only1(s1.clone()).translate(&words, va, read(), Updates::Apply, &mut NoRecord).unwrap();
             assert_eq!(w.pa, [0x1000_0000, 0x2000_0000][half] | va & 0xf_ffff, "N={n} {va:#x}");
             assert_eq!(w.size_log2, 20);
             assert_eq!(words.take_addresses(), [[T0, T1][half] + (va >> 20) * 4]);
             let mut off = s1.clone();
             off.regions[half] = None;
-            let got = only1(off).translate(&words, va, read(), &mut NoRecord);
+            let got = only1(off).translate(&words, va, read(), Updates::Apply, &mut NoRecord);
             assert_eq!(got, Err(fault(FaultKind::Translation, 1)), "PD{half}");
         }
-        let got = only1(s1).translate(&words, 1 << 32, read(), &mut NoRecord);
+        let got = only1(s1).translate(&words, 1 << 32, read(), Updates::Apply, &mut NoRecord);
         assert_eq!(got, Err(fault(FaultKind::Translation, 1)));
     }
 }
@@ -83,7 +83,7 @@ fn short_leaves_of_every_size() {
             words.set32(l2, order(second));
             let s1 = Stage1 { big_endian, ..short_with(0) };
             let mut trace = Trace::default();
-            let w = only1(s1).translate(&words, va, read(), &mut trace).unwrap();
+            let w = only1(s1).translate(&words, va, read(), Updates::Apply, &mut trace).unwrap();
             assert_eq!((w.pa, w.size_log2, w.leaf_log2), (pa, size, size));
             let at = if second == 0 { vec![l1] } else { vec![l1, l2] };
             assert_eq!(words.take_addresses(), at);
@@ -96,8 +96,9 @@ fn short_leaves_of_every_size() {
 #[test]
 fn short_faults_name_their_level() {
     let words = Words::default();
-    let at =
-        |words: &Words, s1: Stage1| only1(s1).translate(words, 0x1234, read(), &mut NoRecord).unwrap_err();
+    let at = |words: &Words, s1: Stage1| {
+        only1(s1).translate(words, 0x1234, read(), Updates::Apply, &mut NoRecord).unwrap_err()
+    };
     assert_eq!(at(&words, short_with(0)), fault(FaultKind::Translation, 1));
     words.set32(T0, 0x30_0001);
     assert_eq!(at(&words, short_with(0)), fault(FaultKind::Translation, 2));
@@ -106,19 +107,20 @@ fn short_faults_name_their_level() {
     let afe = |affd| Stage1 { access_flag_enable: true, affd, ..short_with(0) };
     words.set32(0x30_0004, 0x5000 | 2 << 4 | 2);
     assert_eq!(at(&words, afe(false)), fault(FaultKind::AccessFlag, 2));
-    assert!(only1(afe(true)).translate(&words, 0x1234, read(), &mut NoRecord).is_ok());
+    assert!(only1(afe(true)).translate(&words, 0x1234, read(), Updates::Apply, &mut NoRecord).is_ok());
     words.set32(0x30_0004, 0x8000_5000 | 2);
     assert_eq!(at(&words, Stage1 { output_bits: 31, ..afe(false) }), fault(FaultKind::AddressSize, 2));
     words.refuse(0x30_0004);
-    assert_eq!(at(&words, short_with(0)), fault(FaultKind::External, 2));
+    let refused = |fetch, level| Fault { fetch, ..fault(FaultKind::External, level) };
+    assert_eq!(at(&words, short_with(0)), refused(0x30_0004, 2));
     words.set32(T0, 1 << 20 | 1 << 18 | AP_FULL | 2);
     let mut trace = Trace::default();
     let s1 = Stage1 { output_bits: 32, ..short_with(0) };
-    let got = only1(s1).translate(&words, 0, read(), &mut trace);
+    let got = only1(s1).translate(&words, 0, read(), Updates::Apply, &mut trace);
     assert_eq!(got, Err(fault(FaultKind::AddressSize, 1)));
     assert_eq!(trace.steps[0].rule, Rule::AddressSize { address: 1 << 32, bits: 32 });
     words.refuse(T0);
-    assert_eq!(at(&words, short_with(0)), fault(FaultKind::External, 1));
+    assert_eq!(at(&words, short_with(0)), refused(T0, 1));
 }
 
 /// AP[2:0] with AFE = 0: privileged and unprivileged as "rw", "r-" or "--" (sheet 5.5).
@@ -159,7 +161,8 @@ fn short_permissions_of_every_ap_value_on_every_leaf() {
             let nest = only1(s1);
             for k in KINDS {
                 let (write, fetch, privileged) = k;
-                let got = nest.translate(&words, 0, kind(k), &mut NoRecord).map_err(|f| f.kind);
+                let got =
+                    nest.translate(&words, 0, kind(k), Updates::Apply, &mut NoRecord).map_err(|f| f.kind);
                 if afe && ap & 1 == 0 {
                     assert_eq!(got, Err(FaultKind::AccessFlag));
                     continue;
@@ -210,7 +213,9 @@ fn short_types_without_remap() {
             words.set32(0x30_0000, 0x5000 | tex << 6 | cb << 2 | 3 << 4 | shareable << 10 | 2);
             words.set32(0x30_0040, 0x1_0000 | tex << 12 | cb << 2 | 3 << 4 | shareable << 10 | 1);
             for va in [0, 0x10_0000, 0x11_0000] {
-                let w = only1(short_with(0)).translate(&words, va, read(), &mut NoRecord).unwrap();
+                let w = only1(short_with(0))
+                    .translate(&words, va, read(), Updates::Apply, &mut NoRecord)
+                    .unwrap();
                 assert_eq!(wb(w.attrs), want, "{code:05b} {va:#x}");
                 let own = if shareable != 0 { Shareability::Inner } else { Shareability::Non };
                 let cacheable = want.0.is_cacheable();
@@ -239,7 +244,7 @@ fn short_types_with_remap_come_from_prrr_and_nmrr() {
             let (tex, cb) = (n >> 2 | junk, n & 3);
             words.set32(T0, 0x100_0000 | tex << 12 | cb << 2 | AP_FULL | u32::from(s) << 16 | 2);
             let s1 = Stage1 { tex_remap: true, mair: prrr | nmrr << 32, ..short_with(0) };
-            let a = only1(s1).translate(&words, 0, read(), &mut NoRecord).unwrap().attrs;
+            let a = only1(s1).translate(&words, 0, read(), Updates::Apply, &mut NoRecord).unwrap().attrs;
             assert_eq!((a.memory(), a.shareability()), (memory, sh), "n = {n}");
         }
     }
@@ -251,7 +256,7 @@ fn short_types_with_remap_come_from_prrr_and_nmrr() {
         let (inner, outer) = (codes & 3, codes >> 2);
         let mair = 2u64 << 10 | (inner << 10 | outer << 26) << 32;
         let s1 = Stage1 { tex_remap: true, mair, ..short_with(0) };
-        let a = only1(s1).translate(&words, 0, read(), &mut NoRecord).unwrap().attrs;
+        let a = only1(s1).translate(&words, 0, read(), Updates::Apply, &mut NoRecord).unwrap().attrs;
         assert_eq!(a.memory(), MemoryType::normal(CACHE[outer as usize], CACHE[inner as usize]));
     }
 }
@@ -268,9 +273,9 @@ fn short_security_and_global_bits() {
         s1.regions[0].as_mut().unwrap().walk_attrs = A.with_non_secure(!secure);
         let n = only1(s1);
         for (va, global) in [(0, false), (0x10_0000, true)] {
-            let w = n.translate(&words, va, read(), &mut NoRecord).unwrap();
+            let w = n.translate(&words, va, read(), Updates::Apply, &mut NoRecord).unwrap();
             assert_eq!((w.attrs.non_secure(), w.global), (!secure || ns, global));
-            let fetch = n.translate(&words, va, kind((false, true, false)), &mut NoRecord);
+            let fetch = n.translate(&words, va, kind((false, true, false)), Updates::Apply, &mut NoRecord);
             assert_eq!(fetch.is_err(), sif && secure && ns);
         }
         assert_eq!(words.take_log().last().unwrap().2.non_secure(), !secure || ns);

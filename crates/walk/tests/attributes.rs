@@ -17,7 +17,7 @@ fn stage1_attributes(mair_byte: u8, index: u64, sh: u64) -> Attributes {
     words.set(ROOT, 0x9000 | d::PAGE | d::AF | d::USER | index << 2 | sh << 8);
     let mut s1 = stage1(Some(region(ROOT, Granule::K4, 3, 21)), None);
     s1.mair = u64::from(mair_byte) << (8 * index);
-    only1(s1).translate(&words, 0, read(), &mut NoRecord).unwrap().attrs
+    only1(s1).translate(&words, 0, read(), Updates::Apply, &mut NoRecord).unwrap().attrs
 }
 
 /// Cacheability of a MAIR nibble that is not Device: 1 NC, 2 WT, 3 WB (DDI 0487, MAIR_ELx).
@@ -109,7 +109,7 @@ fn stage_1_and_stage_2_types_combine_to_the_stronger() {
                 let mut s1 = stage1(Some(region(ROOT, Granule::K4, 3, 21)), None);
                 s1.mair = mair.into();
                 let s2 = stage2(region(0x8000, Granule::K4, 3, 21));
-                let w = both(s1, s2).translate(&words, 0, read(), &mut NoRecord).unwrap();
+                let w = both(s1, s2).translate(&words, 0, read(), Updates::Apply, &mut NoRecord).unwrap();
                 // The reserved codes act as nGnRnE.
                 let code2 = if matches!(memattr, 4 | 8 | 12) { 0 } else { memattr };
                 let want = stronger(code1, code2);
@@ -148,8 +148,9 @@ fn stage_2_hints_win_unless_they_say_nothing() {
     // SMMUv2 puts them into bits 61:60 and 63:62 of a stage 2 leaf.
     let words = Words::default();
     words.set(ROOT, 0x9000 | d::PAGE | d::AF | d::S2R | 0xf << 2 | 2 << 60 | 3 << 62);
-    let w =
-        only2(stage2(region(ROOT, Granule::K4, 3, 21))).translate(&words, 0, read(), &mut NoRecord).unwrap();
+    let w = only2(stage2(region(ROOT, Granule::K4, 3, 21)))
+        .translate(&words, 0, read(), Updates::Apply, &mut NoRecord)
+        .unwrap();
     assert_eq!((w.attrs.read_allocate(), w.attrs.write_allocate()), (Yes, No));
 }
 
@@ -174,7 +175,7 @@ fn walk_attributes_follow_tcr_and_stage_2_of_the_table() {
     let mut r2 = region(0x8000, Granule::K4, 3, 21);
     r2.walk_attrs = walk_attributes(2, 2, 0, true);
     let n = both(stage1(Some(r1), None), stage2(r2));
-    n.translate(&words, 0, read(), &mut NoRecord).unwrap();
+    n.translate(&words, 0, read(), Updates::Apply, &mut NoRecord).unwrap();
     let types: Vec<MemoryType> = words.take_log().iter().map(|l| l.2.memory()).collect();
     let wt = MemoryType::normal(2, 2);
     assert_eq!(

@@ -29,12 +29,12 @@ fn path(words: &Words, g: Granule, start: i8, level: i8, bits: u32, va: u64, lea
 }
 
 fn fault(kind: FaultKind, level: i8) -> Fault {
-    Fault { kind, stage: 1, level, ipa: 0, on_stage1_walk: false }
+    Fault::new(kind, 1, level)
 }
 
 fn walk1(words: &Words, r: Region, va: u64) -> Result<(u64, u8), Fault> {
     let n = only1(stage1(Some(r), None));
-    n.translate(words, va, read(), &mut NoRecord).map(|w| (w.pa, w.size_log2))
+    n.translate(words, va, read(), Updates::Apply, &mut NoRecord).map(|w| (w.pa, w.size_log2))
 }
 
 /// Levels at which a block is a leaf (48-bit addresses) and the start level of a 48-bit space.
@@ -103,7 +103,7 @@ fn every_t0sz_starts_at_its_level_and_resolves_its_bits() {
                 let offset = va & ((1 << shift(g, 3)) - 1);
                 let n = only1(stage1(Some(r), None));
                 let privileged = kind((false, false, true));
-                let w = n.translate(&words, va, privileged, &mut NoRecord).unwrap();
+                let w = n.translate(&words, va, privileged, Updates::Apply, &mut NoRecord).unwrap();
                 assert_eq!(w.pa, OUT | offset, "{g:?} T0SZ {t0sz} at {va:#x}");
                 assert_eq!(words.take_addresses(), at, "{g:?} T0SZ {t0sz} at {va:#x}");
             }
@@ -145,13 +145,13 @@ fn every_stage_2_start_level_and_its_concatenated_tables() {
                 let page = OUT | d::PAGE | d::AF | d::S2R;
                 let at = path(&words, g, start, 3, bits, ipa, page);
                 assert_eq!(at[0], table_at(start) + which * g.bytes() + (entries - 1) * 8);
-                let w = n.translate(&words, ipa | 0x123, read(), &mut NoRecord).unwrap();
+                let w = n.translate(&words, ipa | 0x123, read(), Updates::Apply, &mut NoRecord).unwrap();
                 assert_eq!((w.pa, words.take_addresses()), (OUT | 0x123, at), "{g:?} T0SZ {t0sz}");
             }
             let ipa = 1 << bits;
             let f = Fault { ipa, stage: 2, ..fault(FaultKind::Translation, 0) };
             let words = Words::default();
-            assert_eq!(n.translate(&words, ipa, read(), &mut NoRecord), Err(f));
+            assert_eq!(n.translate(&words, ipa, read(), Updates::Apply, &mut NoRecord), Err(f));
         }
     }
     assert_eq!(most, 16);
@@ -165,7 +165,7 @@ fn level_minus_one_resolves_52_bits() {
     words.set(1 << 47, OUT & !0x3fff_ffff | d::BLOCK | d::AF | d::USER);
     let mut s1 = stage1(Some(region(ROOT, Granule::K4, -1, 52)), None);
     s1.split = Split::Aarch64 { va_bits: 53, signed: true, region_bits: [52, 52] };
-    let w = only1(s1).translate(&words, 15 << 48 | 5, read(), &mut NoRecord).unwrap();
+    let w = only1(s1).translate(&words, 15 << 48 | 5, read(), Updates::Apply, &mut NoRecord).unwrap();
     assert_eq!((w.pa, w.size_log2), (OUT & !0x3fff_ffff | 5, 30));
 }
 
@@ -215,20 +215,23 @@ fn a_leaf_never_reaches_beyond_input_limits_or_output_size() {
     // A run of 16 GiB in a stage whose outputs end at 4 GiB.
     let mut s1 = stage1(Some(region(0x1000, Granule::K4, 1, 39)), None);
     s1.output_bits = 32;
-    let w = only1(s1).translate(&words, 1 << 30 | 9, read(), &mut NoRecord).unwrap();
+    let w = only1(s1).translate(&words, 1 << 30 | 9, read(), Updates::Apply, &mut NoRecord).unwrap();
     assert_eq!((w.pa, w.size_log2, w.leaf_log2), (1 << 30 | 9, 32, 34));
     // The same at stage 2 with inputs that end at 8 GiB.
     let mut s2 = stage2(region(0x1000, Granule::K4, 1, 39));
     s2.input_limit_bits = 33;
-    let w = only2(s2.clone()).translate(&words, 1 << 30 | 9, read(), &mut NoRecord).unwrap();
+    let w = only2(s2.clone()).translate(&words, 1 << 30 | 9, read(), Updates::Apply, &mut NoRecord).unwrap();
     assert_eq!((w.pa, w.size_log2, w.leaf_log2), (1 << 30 | 9, 33, 34));
     // And behind a first stage that is off and takes 32 bits.
     s2.input_limit_bits = 48;
     let flat = Flat { input_bits: 32, output_bits: 40, stage: 1, level: 1 };
     let n = Nested { stage1: None, stage2: Some(s2), flat };
-    let w = n.translate(&words, 1 << 30, read(), &mut NoRecord).unwrap();
+    let w = n.translate(&words, 1 << 30, read(), Updates::Apply, &mut NoRecord).unwrap();
     assert_eq!((w.pa, w.size_log2), (1 << 30, 32));
-    assert_eq!(n.translate(&words, 1 << 32, read(), &mut NoRecord).unwrap_err().kind, FaultKind::Translation);
+    assert_eq!(
+        n.translate(&words, 1 << 32, read(), Updates::Apply, &mut NoRecord).unwrap_err().kind,
+        FaultKind::Translation
+    );
 }
 
 #[test]
@@ -245,7 +248,9 @@ fn ttbr0_and_ttbr1_meet_at_every_sign_extension_position() {
         let mut s1 = stage1(r(lower), r(upper));
         s1.split = Split::Aarch64 { va_bits, signed: true, region_bits: [30, 30] };
         let n = only1(s1.clone());
-        let at = |n: &Nested, va: u64| n.translate(&words, va, read(), &mut NoRecord).map(|w| w.pa);
+        let at = |n: &Nested, va: u64| {
+            n.translate(&words, va, read(), Updates::Apply, &mut NoRecord).map(|w| w.pa)
+        };
         let top = if va_bits == 64 { u64::MAX } else { (1 << va_bits) - 1 };
         let no = Err(fault(FaultKind::Translation, 0));
         assert_eq!(at(&n, 0x3fff_ffff), Ok(1 << 40 | 0x3fff_ffff), "{va_bits}");
@@ -279,7 +284,7 @@ fn halves_of_different_size_and_granule() {
     let lower = region(ROOT, Granule::K64, 3, 25);
     let upper = region(ROOT + 0x10_0000, Granule::K4, 1, 39);
     let n = only1(stage1(Some(lower), Some(upper)));
-    let at = |va| n.translate(&words, va, read(), &mut NoRecord).map(|w| (w.pa, w.size_log2));
+    let at = |va| n.translate(&words, va, read(), Updates::Apply, &mut NoRecord).map(|w| (w.pa, w.size_log2));
     assert_eq!(at(0x3_1234), Ok((1 << 40 | 0x1234, 16)));
     assert_eq!(at((1 << 49) - (1 << 39) + 5), Ok((2 << 40 | 5, 30)));
     assert_eq!(at(1 << 25), Err(fault(FaultKind::Translation, 0)));
@@ -305,7 +310,7 @@ fn an_address_above_the_output_size_faults_at_the_level_that_holds_it() {
             let mut s1 = stage1(Some(region(0, Granule::K4, 0, 48)), None);
             s1.output_bits = bits;
             let mut trace = Trace::default();
-            let got = only1(s1).translate(&words, va, read(), &mut trace);
+            let got = only1(s1).translate(&words, va, read(), Updates::Apply, &mut trace);
             assert_eq!(got, Err(fault(FaultKind::AddressSize, bad)));
             let rule = trace.steps.last().unwrap().rule;
             let Rule::AddressSize { address, bits: b } = rule else { panic!("{rule:?}") };
@@ -315,12 +320,12 @@ fn an_address_above_the_output_size_faults_at_the_level_that_holds_it() {
         let words = Words::default();
         let mut s1 = stage1(Some(region(1 << bits, Granule::K4, 0, 48)), None);
         s1.output_bits = bits;
-        let got = only1(s1).translate(&words, va, read(), &mut NoRecord);
+        let got = only1(s1).translate(&words, va, read(), Updates::Apply, &mut NoRecord);
         assert_eq!((got, words.take_addresses()), (Err(fault(FaultKind::AddressSize, 0)), vec![]));
         let mut s2 = stage2(region(1 << bits, Granule::K4, 0, 48));
         s2.output_bits = bits;
         let f = Fault { ipa: va, stage: 2, ..fault(FaultKind::AddressSize, 0) };
-        assert_eq!(only2(s2).translate(&words, va, read(), &mut NoRecord), Err(f));
+        assert_eq!(only2(s2).translate(&words, va, read(), Updates::Apply, &mut NoRecord), Err(f));
     }
 }
 
@@ -332,7 +337,7 @@ fn an_aborted_read_is_an_external_fault_of_its_level() {
         let at = path(&words, Granule::K4, 0, 3, 48, va, OUT | d::PAGE | d::AF | d::USER);
         words.refuse(at[bad]);
         let got = walk1(&words, region(table_at(0), Granule::K4, 0, 48), va);
-        assert_eq!(got, Err(fault(FaultKind::External, bad as i8)));
+        assert_eq!(got, Err(Fault { fetch: at[bad], ..fault(FaultKind::External, bad as i8) }));
         assert_eq!(words.take_addresses(), at[..bad]);
     }
 }
@@ -345,7 +350,10 @@ fn the_access_flag_comes_after_the_address_and_before_permissions() {
         path(&words, Granule::K4, 0, 3, 48, 0x5000, page);
         let mut s1 = stage1(Some(region(table_at(0), Granule::K4, 0, 48)), None);
         (s1.affd, s1.output_bits) = (affd, output_bits);
-        only1(s1).translate(&words, 0x5000, read(), &mut NoRecord).map_err(|f| (f.kind, f.level)).err()
+        only1(s1)
+            .translate(&words, 0x5000, read(), Updates::Apply, &mut NoRecord)
+            .map_err(|f| (f.kind, f.level))
+            .err()
     };
     assert_eq!(check(privileged_page, false, 42), Some((FaultKind::AddressSize, 3)));
     assert_eq!(check(privileged_page, false, 48), Some((FaultKind::AccessFlag, 3)));
@@ -362,13 +370,16 @@ fn big_endian_tables_are_read_byte_reversed() {
     let at = path(&words, Granule::K4, 0, 3, 48, va, OUT | d::PAGE | d::AF | d::USER);
     at.iter().for_each(|&a| words.set(a, words.get(a).swap_bytes()));
     let mut s1 = stage1(Some(region(table_at(0), Granule::K4, 0, 48)), None);
-    assert!(only1(s1.clone()).translate(&words, va, read(), &mut NoRecord).is_err());
+    assert!(only1(s1.clone()).translate(&words, va, read(), Updates::Apply, &mut NoRecord).is_err());
     s1.big_endian = true;
-    let w = only1(s1).translate(&words, va, read(), &mut NoRecord).unwrap();
+    let w = only1(s1).translate(&words, va, read(), Updates::Apply, &mut NoRecord).unwrap();
     assert_eq!(w.pa, OUT | 0xabc);
     let mut s2 = stage2(region(table_at(0), Granule::K4, 0, 48));
     s2.big_endian = true;
-    assert_eq!(only2(s2).translate(&words, va, read(), &mut NoRecord).unwrap().pa, OUT | 0xabc);
+    assert_eq!(
+        only2(s2).translate(&words, va, read(), Updates::Apply, &mut NoRecord).unwrap().pa,
+        OUT | 0xabc
+    );
 }
 
 #[test]
@@ -376,7 +387,7 @@ fn a_stage_that_is_off_checks_sizes_only() {
     let words = Words::default();
     let at = |flat, va| {
         let n = Nested { stage1: None, stage2: None, flat };
-        n.translate(&words, va, read(), &mut NoRecord)
+        n.translate(&words, va, read(), Updates::Apply, &mut NoRecord)
             .map(|w| w.pa)
             .map_err(|f| (f.kind, f.stage, f.level, f.ipa))
     };
@@ -399,7 +410,7 @@ fn a_stage_2_that_is_on_is_not_checked_as_if_it_were_off() {
     let mut s2 = stage2(region(table_at(0), Granule::K4, 0, 48));
     s2.output_bits = 40;
     let n = Nested { stage1: None, stage2: Some(s2), flat };
-    assert_eq!(n.translate(&words, ipa, read(), &mut NoRecord).unwrap().pa, 0x12_0000);
+    assert_eq!(n.translate(&words, ipa, read(), Updates::Apply, &mut NoRecord).unwrap().pa, 0x12_0000);
 }
 
 #[test]
@@ -413,11 +424,11 @@ fn a_region_that_no_register_can_describe_translates_nothing() {
             split: Split::Aarch64 { va_bits: 64, signed: true, region_bits: [48, 48] },
             ..stage1(Some(region(ROOT, Granule::K4, level, bits)), None)
         };
-        let got = only1(s1).translate(&words, 0, read(), &mut NoRecord);
+        let got = only1(s1).translate(&words, 0, read(), Updates::Apply, &mut NoRecord);
         assert_eq!(got, Err(fault(FaultKind::Translation, 0)), "level {level}, {bits} bits");
         let s2 = stage2(region(ROOT, Granule::K4, level, bits));
         assert_eq!(
-            only2(s2).translate(&words, 0, read(), &mut NoRecord).unwrap_err().kind,
+            only2(s2).translate(&words, 0, read(), Updates::Apply, &mut NoRecord).unwrap_err().kind,
             FaultKind::Translation
         );
     }

@@ -40,7 +40,7 @@ fn each_stage_1_word_is_read_where_stage_2_puts_it() {
     let words = Words::default();
     let n = build(&words);
     let mut trace = Trace::default();
-    let w = n.translate(&words, VA | 0x234, read(), &mut trace).unwrap();
+    let w = n.translate(&words, VA | 0x234, read(), Updates::Apply, &mut trace).unwrap();
     assert_eq!((w.pa, w.size_log2, w.leaf_log2), (MOVED | 0x9234, 12, 12));
     let s2 = |ipa: u64| [S2_ROOT, S2_PAGES + (ipa >> 12) * 8];
     let mut want = Vec::new();
@@ -73,8 +73,10 @@ fn a_fault_on_a_stage_1_table_is_a_stage_2_fault_with_the_address_of_the_word() 
             let mut n = build(&words);
             n.stage2.as_mut().unwrap().output_bits = 44;
             damage(&words, page(i));
-            let f = n.translate(&words, VA | 0x234, read(), &mut NoRecord).unwrap_err();
+            let f = n.translate(&words, VA | 0x234, read(), Updates::Apply, &mut NoRecord).unwrap_err();
             assert_eq!((f.kind, f.stage, f.level, f.on_stage1_walk), (kind, 2, 3, i < 3));
+            let fetch = if kind == FaultKind::External { page(i) } else { 0 };
+            assert_eq!((f.fetch, f.write), (fetch, false));
             let ipa = if i < 3 { stage1_word(i, VA) - MOVED } else { IPA[3] | 0x234 };
             assert_eq!(f.ipa, ipa);
         }
@@ -90,7 +92,7 @@ fn a_fault_on_a_stage_1_table_is_a_stage_2_fault_with_the_address_of_the_word() 
         } else {
             words.set(stage1_word(2, VA), 1 << 40 | d::PAGE | d::AF | d::USER);
         }
-        let f = n.translate(&words, VA, read(), &mut NoRecord).unwrap_err();
+        let f = n.translate(&words, VA, read(), Updates::Apply, &mut NoRecord).unwrap_err();
         assert_eq!((f.kind, f.stage, f.level, f.on_stage1_walk), (FaultKind::Translation, 2, 0, i < 3));
         assert_eq!(f.ipa >> 40, 1);
     }
@@ -103,7 +105,7 @@ fn a_write_only_stage_2_page_cannot_hold_stage_1_tables_but_a_read_only_one_can(
         let n = build(&words);
         words.set(S2_PAGES + 8, (MOVED + 0x1000) | d::PAGE | d::AF | 0xf << 2 | ap);
         let write = kind((true, false, false));
-        assert_eq!(n.translate(&words, VA, write, &mut NoRecord).is_ok(), ok);
+        assert_eq!(n.translate(&words, VA, write, Updates::Apply, &mut NoRecord).is_ok(), ok);
     }
 }
 
@@ -117,7 +119,7 @@ fn stage_1_tables_in_device_memory_are_refused_if_ptw_says_so() {
             let at = S2_PAGES + (IPA[1] >> 12) * 8;
             words.set(at, (MOVED + IPA[1]) | d::PAGE | d::AF | d::S2R | memattr << 2);
             let device = memattr < 4 || matches!(memattr, 4 | 8 | 12);
-            let got = n.translate(&words, VA, read(), &mut NoRecord);
+            let got = n.translate(&words, VA, read(), Updates::Apply, &mut NoRecord);
             assert_eq!(got.is_err(), protect && device, "{memattr}");
             if let Err(f) = got {
                 assert_eq!((f.kind, f.stage, f.level, f.on_stage1_walk), (FaultKind::Permission, 2, 3, true));
@@ -126,7 +128,7 @@ fn stage_1_tables_in_device_memory_are_refused_if_ptw_says_so() {
             let data = S2_PAGES + (IPA[3] >> 12) * 8;
             words.set(at, (MOVED + IPA[1]) | d::PAGE | d::AF | d::S2R | 0xf << 2);
             words.set(data, (MOVED + IPA[3]) | d::PAGE | d::AF | d::S2R | memattr << 2);
-            assert!(n.translate(&words, VA, read(), &mut NoRecord).is_ok());
+            assert!(n.translate(&words, VA, read(), Updates::Apply, &mut NoRecord).is_ok());
         }
     }
 }
@@ -151,7 +153,9 @@ fn the_first_fault_on_the_way_is_the_one_reported() {
     words.set(good[4].0, good[4].1 & !d::S2R);
     words.set(good[5].0, leaf & !d::AF & !d::USER);
     words.set(good[6].0, good[6].1 & !d::S2R);
-    let fault = || n.translate(&words, VA, read(), &mut NoRecord).map_err(|f| (f.stage, f.kind, f.level));
+    let fault = || {
+        n.translate(&words, VA, read(), Updates::Apply, &mut NoRecord).map_err(|f| (f.stage, f.kind, f.level))
+    };
     let mend = |i: usize| words.set(good[i].0, good[i].1);
     assert_eq!(fault(), Err((2, FaultKind::Translation, 3)));
     mend(0);
@@ -209,7 +213,7 @@ fn the_smaller_leaf_limits_the_size_and_the_stage_1_leaf_stays_known() {
                 stage2(region(S2_ROOT, Granule::K4, 1, 39)),
             );
             let va = block << 21 | 0x1_2345;
-            let w = n.translate(&words, va, read(), &mut NoRecord).unwrap();
+            let w = n.translate(&words, va, read(), Updates::Apply, &mut NoRecord).unwrap();
             assert_eq!(w.pa, GIB + va);
             assert_eq!((w.size_log2, w.leaf_log2), (first_log2.min(second_log2), first_log2));
         }
@@ -221,9 +225,9 @@ fn with_stage_1_off_the_address_is_an_ipa() {
     let words = Words::default();
     let mut n = build(&words);
     n.stage1 = None;
-    let w = n.translate(&words, 0x9234, read(), &mut NoRecord).unwrap();
+    let w = n.translate(&words, 0x9234, read(), Updates::Apply, &mut NoRecord).unwrap();
     assert_eq!((w.pa, w.size_log2, w.leaf_log2), (MOVED | 0x9234, 12, 12));
-    let f = n.translate(&words, 1 << 33, read(), &mut NoRecord).unwrap_err();
+    let f = n.translate(&words, 1 << 33, read(), Updates::Apply, &mut NoRecord).unwrap_err();
     assert_eq!((f.kind, f.stage, f.ipa, f.on_stage1_walk), (FaultKind::Translation, 2, 1 << 33, false));
 }
 
@@ -232,10 +236,12 @@ fn a_stage_1_answer_goes_through_stage_2_for_its_tables_only() {
     let words = Words::default();
     let n = build(&words);
     words.set(S2_PAGES + (IPA[3] >> 12) * 8, 0);
-    let w = n.translate_stage1(&words, VA | 5, read(), &mut NoRecord).unwrap();
+    let w = n.translate_stage1(&words, VA | 5, read(), Updates::Apply, &mut NoRecord).unwrap();
     assert_eq!(w.pa, IPA[3] | 5);
     words.set(S2_PAGES + (IPA[2] >> 12) * 8, 0);
-    assert!(n.translate_stage1(&words, VA, read(), &mut NoRecord).unwrap_err().on_stage1_walk);
+    assert!(
+        n.translate_stage1(&words, VA, read(), Updates::Apply, &mut NoRecord).unwrap_err().on_stage1_walk
+    );
     let off = Nested { stage1: None, ..n };
-    assert_eq!(off.translate_stage1(&words, VA, read(), &mut NoRecord).unwrap().pa, VA);
+    assert_eq!(off.translate_stage1(&words, VA, read(), Updates::Apply, &mut NoRecord).unwrap().pa, VA);
 }

@@ -122,7 +122,7 @@ fn stage_1_tables_of_aarch64_paging() {
             let want = expected(&maps, va).filter(|(_, f)| f.contains(S1::VALID));
             for k in KINDS {
                 let mut trace = Trace::default();
-                let got = n.translate(&memory, high | va, kind(k), &mut trace);
+                let got = n.translate(&memory, high | va, kind(k), Updates::Apply, &mut trace);
                 let Some((pa, f)) = want else {
                     assert_eq!(got.unwrap_err().kind, FaultKind::Translation, "{va:#x}");
                     continue;
@@ -195,7 +195,7 @@ fn stage_2_tables_of_aarch64_paging() {
             asked += 1;
             let want = expected(&maps, ipa).filter(|(_, f)| f.contains(S2::VALID));
             for k in KINDS {
-                let got = n.translate(&memory, ipa, kind(k), &mut NoRecord);
+                let got = n.translate(&memory, ipa, kind(k), Updates::Apply, &mut NoRecord);
                 let Some((pa, f)) = want else {
                     let e = got.unwrap_err();
                     assert_eq!((e.kind, e.stage, e.ipa), (FaultKind::Translation, 2, ipa));

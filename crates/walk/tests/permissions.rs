@@ -131,7 +131,7 @@ fn stage_1_permissions_in_all_combinations() {
                 words.set(0x3000, leaf);
                 let n = only1(stage(case, format, single));
                 for k in KINDS {
-                    let got = n.translate(&words, 0x10, kind(k), &mut NoRecord);
+                    let got = n.translate(&words, 0x10, kind(k), Updates::Apply, &mut NoRecord);
                     let want = case.allows(format, single, k);
                     match got {
                         Ok(w) => assert!(want && w.pa == 0x9010, "{format:?} {single} {case:?} {k:?}"),
@@ -169,7 +169,7 @@ fn stage_2_permissions_know_no_privilege() {
                     (_, true) => !xn && (r || format == TableFormat::Aarch64),
                     _ => r,
                 };
-                let got = only2(s2.clone()).translate(&words, 0x10, kind(k), &mut NoRecord);
+                let got = only2(s2.clone()).translate(&words, 0x10, kind(k), Updates::Apply, &mut NoRecord);
                 match got {
                     Ok(_) => assert!(want, "{format:?} {n} {k:?}"),
                     Err(f) => {
@@ -220,7 +220,7 @@ fn both_stages_must_allow_an_access_and_stage_1_is_asked_first() {
                     }
                 };
                 let second = if write { two & 2 != 0 } else { fetch || two & 1 != 0 };
-                let got = n.translate(&words, 0x44, kind(k), &mut NoRecord);
+                let got = n.translate(&words, 0x44, kind(k), Updates::Apply, &mut NoRecord);
                 match (first, second) {
                     (true, true) => assert_eq!(got.unwrap().pa, 0x9044),
                     (false, _) => {
@@ -252,14 +252,14 @@ fn a_secure_fetch_from_non_secure_memory_is_refused_if_sif_says_so() {
         (s1.secure, s1.secure_fetch_only) = (secure, sif);
         let n = only1(s1);
         let ns = !secure || leaf_ns || table_ns && !flat;
-        let w = n.translate(&words, 0, read(), &mut NoRecord).unwrap();
+        let w = n.translate(&words, 0, read(), Updates::Apply, &mut NoRecord).unwrap();
         assert_eq!(w.attrs.non_secure(), ns);
         // What is below an NS table is read non-secure, and not global.
         let levels: Vec<bool> = words.take_log().iter().map(|l| l.2.non_secure()).collect();
         let below = !secure || table_ns && !flat;
         assert_eq!(levels, [!secure, below, below]);
         assert_eq!(w.global, !(secure && table_ns && !flat));
-        let fetch = n.translate(&words, 0, kind((false, true, false)), &mut NoRecord);
+        let fetch = n.translate(&words, 0, kind((false, true, false)), Updates::Apply, &mut NoRecord);
         assert_eq!(fetch.is_err(), sif && ns);
     }
 }
@@ -271,7 +271,7 @@ fn global_means_ng_is_clear_and_two_privileges_exist() {
         words.set(ROOT, 0x9000 | d::PAGE | d::AF | d::USER | if ng { d::NG } else { 0 });
         let mut s1 = stage1(Some(region(ROOT, Granule::K4, 3, 21)), None);
         s1.single_privilege = single;
-        let w = only1(s1).translate(&words, 0, read(), &mut NoRecord).unwrap();
+        let w = only1(s1).translate(&words, 0, read(), Updates::Apply, &mut NoRecord).unwrap();
         assert_eq!(w.global, !ng && !single);
     }
 }

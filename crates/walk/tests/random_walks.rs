@@ -7,12 +7,13 @@ use std::sync::Mutex;
 
 use common::unit::{FROM, OnFault, Unit, context, key};
 use common::*;
+use portcullis_arch::attrs::Shareability;
 use portcullis_arch::vmsa::Granule;
 use portcullis_arch::{Access, Attributes, Iova, Pa};
 use portcullis_bus::{BusError, DmaPort, Memory, SystemMemory};
 use portcullis_walk::{
-    AccessKind, Context, FaultKind, Flat, Invalidation, Nested, NoRecord, Region, Rule, Scope, Split, Stage1,
-    Stage2, StageScope, TableFormat, TlbStage, Trace, Walked,
+    AccessKind, AddressFormat, Context, FaultKind, FlagUpdate, Flat, Invalidation, Nested, NoRecord, Region,
+    Rule, Scope, Split, Stage1, Stage2, StageScope, TableFormat, TlbStage, Trace, Walked,
 };
 use proptest::prelude::*;
 
@@ -87,6 +88,7 @@ fn hostile_region(r: &mut Random) -> Region {
     let mut region =
         region(base, r.pick(&GRANULES), r.next() as i8 >> r.below(8), r.next() as u8 >> r.below(8));
     region.flat_attributes = r.flip();
+    region.address = r.pick(&[AddressFormat::Bits48, AddressFormat::Lpa64K, AddressFormat::Ds]);
     region
 }
 
@@ -96,7 +98,14 @@ fn contexts(r: &mut Random, hostile: bool) -> Nested {
     let one = |r: &mut Random| if hostile { hostile_region(r) } else { legal_region(r, format, 1) };
     let regions = [r.below(8) != 0, r.flip()].map(|on| on.then(|| one(r)));
     let bits = |i: usize| regions[i].map_or(39, |r: Region| r.input_bits);
-    let split = match if hostile { r.pick(&[0, 1, 2]) } else { [0, 1, 2][format as usize] } {
+    let v3 = format == TableFormat::Aarch64 && r.flip();
+    let split = match if hostile { r.pick(&[0, 1, 2, 3]) } else { [0, 1, 2][format as usize] } {
+        3 => Split::Smmuv3 { region_bits: [small(r), small(r)], tbi: [r.flip(), r.flip()], single: r.flip() },
+        0 if v3 => Split::Smmuv3 {
+            region_bits: [bits(0), bits(1)],
+            tbi: [r.flip(), r.flip()],
+            single: r.below(4) == 0,
+        },
         0 => Split::Aarch64 {
             va_bits: if hostile { small(r) } else { r.pick(&[32, 36, 40, 42, 44, 48, 49, 64]) },
             signed: r.flip(),
@@ -123,6 +132,10 @@ fn contexts(r: &mut Random, hostile: bool) -> Nested {
         access_flag_enable: r.flip(),
         secure: r.below(4) == 0,
         secure_fetch_only: r.below(8) == 0,
+        flags: FlagUpdate { access: hostile && r.flip(), dirty: r.flip() },
+        e0pd: [r.below(16) == 0, r.below(4) == 0],
+        pan: r.below(4) == 0,
+        sh_override: [None, Some(Shareability::Inner)],
     };
     let two = if hostile { hostile_region(r) } else { legal_region(r, TableFormat::Aarch64, 2) };
     let s2 = Stage2 {
@@ -134,6 +147,11 @@ fn contexts(r: &mut Random, hostile: bool) -> Nested {
         big_endian: r.below(16) == 0,
         protect_walks: r.below(4) == 0,
         range_fault_level: 0,
+        flags: FlagUpdate { access: hostile && r.flip(), dirty: r.flip() },
+        xnx: r.flip(),
+        fwb: r.flip(),
+        leaf_hints: r.flip(),
+        sh_override: r.flip().then_some(Shareability::Outer),
     };
     let stage = if r.flip() { 1 } else { 2 };
     let flat = Flat { input_bits: size(r), output_bits: size(r), stage, level: 0 };
@@ -158,12 +176,16 @@ const MOST_READS: usize = 5 * 6 + 5;
 /// Walks once with and once without a recorder and checks one against the other and both against memory's own log.
 fn walk(n: &Nested, memory: &Noise, va: u64, k: AccessKind) -> Option<Walked> {
     memory.log.lock().unwrap().clear();
-    let plain = n.translate(memory, va, k, &mut NoRecord);
+    let plain = n.translate(memory, va, k, Updates::Apply, &mut NoRecord);
     let reads = std::mem::take(&mut *memory.log.lock().unwrap());
     let mut trace = Trace::default();
-    assert_eq!(plain, n.translate(memory, va, k, &mut trace));
+    assert_eq!(plain, n.translate(memory, va, k, Updates::Apply, &mut trace));
     assert_eq!(reads, *memory.log.lock().unwrap());
     assert!(reads.len() <= MOST_READS);
+    if n.stage1.as_ref().is_some_and(|s| s.flags.access) || n.stage2.as_ref().is_some_and(|s| s.flags.access)
+    {
+        return plain.ok();
+    }
 
     assert_eq!(trace.steps.len(), reads.len(), "one step for each word");
     for (step, (at, value)) in trace.steps.iter().zip(&reads) {
@@ -205,7 +227,7 @@ fn check_block(n: &Nested, memory: &Noise, va: u64, k: AccessKind, w: &Walked, r
         let other = va & !inside | offset;
         // A contiguous run is what software says it is, so the entries beside it may differ in random memory.
         let run = trace_has_run(n, memory, va, k);
-        match n.translate(memory, other, k, &mut NoRecord) {
+        match n.translate(memory, other, k, Updates::Apply, &mut NoRecord) {
             Ok(o) => {
                 assert!(run || (o.pa == w.pa & !inside | offset && o.perms == w.perms && o.attrs == w.attrs))
             }
@@ -218,7 +240,7 @@ fn check_block(n: &Nested, memory: &Noise, va: u64, k: AccessKind, w: &Walked, r
 fn trace_has_run(n: &Nested, memory: &Noise, va: u64, k: AccessKind) -> bool {
     let short = n.stage1.as_ref().is_some_and(|s| s.format == TableFormat::Short);
     let mut trace = Trace::default();
-    let _ = n.translate(memory, va, k, &mut trace);
+    let _ = n.translate(memory, va, k, Updates::Apply, &mut trace);
     trace.steps.iter().any(|s| match s.rule {
         Rule::Leaf { size_log2, .. } if s.stage == 1 && short => matches!(size_log2, 16 | 24),
         Rule::Leaf { .. } => s.value >> 52 & 1 != 0,
@@ -252,7 +274,7 @@ proptest! {
             let va = address(&mut r, &n);
             let k = kind(r.pick(&KINDS));
             walk(&n, &memory, va, k);
-            let _ = n.translate_stage1(&memory, va, k, &mut NoRecord);
+            let _ = n.translate_stage1(&memory, va, k, Updates::Apply, &mut NoRecord);
         }
     }
 }
@@ -266,7 +288,9 @@ fn the_random_walks_are_not_all_faults() {
         let memory = Noise::new(seed);
         let va = address(&mut r, &n);
         all += 1;
-        ok += usize::from(n.translate(&memory, va, kind((false, false, true)), &mut NoRecord).is_ok());
+        ok += usize::from(
+            n.translate(&memory, va, kind((false, false, true)), Updates::Apply, &mut NoRecord).is_ok(),
+        );
     }
     assert!(ok * 10 > all, "{ok} of {all}");
 }
@@ -320,7 +344,8 @@ fn what_a_port_keeps_is_what_a_walk_would_find() {
             let attrs = A.with_privileged(k.2).with_instruction(k.1);
             let access = if k.0 { Access::Write } else { Access::Read };
             let got = port.translate(&FROM.with_attrs(attrs), Iova(va), access).map(|t| t.pa.get());
-            let walked = c.stages.translate(&m, va & c.va_mask, kind(k), &mut NoRecord).map(|w| w.pa);
+            let walked =
+                c.stages.translate(&m, va & c.va_mask, kind(k), Updates::Apply, &mut NoRecord).map(|w| w.pa);
             assert_eq!(got.ok(), walked.ok(), "{va:#x} {k:?} {c:?}");
             compared += 1;
         }
@@ -354,6 +379,10 @@ fn a_port_survives_hostile_contexts_and_tables() {
                         stages: StageScope::All,
                     };
                     unit.log.publish(Invalidation::Address(scope, r.next()));
+                    let (start, last) = (r.next() >> r.below(64), r.next() >> r.below(64));
+                    let granule_log2 = r.next() as u8 >> r.below(8);
+                    unit.log.publish(Invalidation::Range { scope, start, last, granule_log2 });
+                    unit.log.publish(Invalidation::Streams { first: r.next() as u32, last: r.next() as u32 });
                     port.cached(&FROM, at).is_some()
                 }
             };

@@ -8,7 +8,7 @@ use portcullis_walk::tlb::{ContextIndex, Entry};
 use portcullis_walk::{ContextKey, Perms, Regime, Scope, StageScope, Tlb, TlbStage};
 use proptest::prelude::*;
 
-const REGIMES: [Regime; 3] = [Regime::Guest, Regime::Hyp, Regime::Monitor];
+const REGIMES: [Regime; 4] = [Regime::Guest, Regime::Hyp, Regime::HypHost, Regime::Monitor];
 const STAGES: [TlbStage; 3] = [TlbStage::Stage1, TlbStage::Stage2, TlbStage::Combined];
 const SCOPES: [StageScope; 3] = [StageScope::All, StageScope::Stage1AndCombined, StageScope::Stage2];
 const VA_BITS: u8 = 40;
@@ -106,7 +106,25 @@ impl Pair {
                 });
                 // Removing the global entries of that ASID as well is allowed, so only hits are compared.
             }
-            90..99 => {
+            90..93 => {
+                let s = scope(r);
+                let length = r.pick(&[1u64, 0x1000, 0x8000, 0x20_0000, 1 << 30, 1 << 39]) - 1;
+                let top = r.pick(&[0, 0xffff_ff00_0000_0000]);
+                let (start, last) = (va | top, (va + length) | top);
+                let granule_log2 = r.pick(&[0, 12, 14, 16]);
+                self.tlb.forget_range(&s, start, last, granule_log2);
+                self.shadow.retain(|h| {
+                    let size = 1u64 << h.entry.leaf_log2;
+                    let first = h.first & !(size - 1) & ((1 << VA_BITS) - 1);
+                    let covers = first <= (va & ((1 << VA_BITS) - 1)).saturating_add(length)
+                        && (va & ((1 << VA_BITS) - 1)) < first + size;
+                    let asid = s.asid.is_none_or(|a| a == h.key.asid) || h.entry.global;
+                    // The granule is a hint: what it leaves may stay.
+                    let named = h.entry.leaf_log2 >= granule_log2;
+                    !(in_scope(&s, &h.key) && covers && asid && named)
+                });
+            }
+            93..99 => {
                 let s = scope(r);
                 let operand = va | r.pick(&[0, 0xffff_ff00_0000_0000]);
                 self.tlb.forget_address(&s, operand);

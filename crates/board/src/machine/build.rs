@@ -6,7 +6,7 @@ use portcullis_arch::zynqmp::{self, PlPort, SmmuPath};
 use portcullis_arch::{Pa, StreamId};
 
 use super::{
-    Agreement, Chip, DeclaredStream, DmaChannel, MachineDescription, Master, MemoryRegion, NodeInfo,
+    Agreement, Chip, DeclaredStream, DmaChannel, Its, MachineDescription, Master, MemoryRegion, NodeInfo,
     NotModelled, PlWriter, ReservedRegion, Smmu, Streams,
 };
 use crate::compatible::{Kind, ZYNQMP};
@@ -23,6 +23,7 @@ impl MachineDescription {
         let builder = Builder::new(tree)?;
         let mut desc = builder.describe()?;
         super::check::overlaps(&desc)?;
+        super::check_v3::stream_range(&desc)?;
         super::check::findings(&mut desc);
         Ok(desc)
     }
@@ -43,10 +44,12 @@ fn limit(count: usize, limit: usize, what: &'static str, node: &str) -> Result<(
     Ok(())
 }
 
-struct Builder<'t> {
-    tree: &'t Tree,
+pub(super) struct Builder<'t> {
+    pub tree: &'t Tree,
     chip: Option<Chip>,
-    smmus: Vec<&'t Node>,
+    pub smmus: Vec<&'t Node>,
+    /// In the order of [`MachineDescription::its`].
+    pub its: Vec<NodeId>,
     /// Legacy streams by master.
     legacy: HashMap<NodeId, Vec<DeclaredStream>>,
 }
@@ -68,7 +71,9 @@ impl<'t> Builder<'t> {
                 legacy.entry(entry.master).or_default().extend(streams);
             }
         }
-        Ok(Self { tree, chip: zynqmp.then_some(Chip::ZynqMp), smmus, legacy })
+        let its: Vec<_> = tree.nodes().iter().filter(|n| n.kind == Some(Kind::Its)).map(Node::id).collect();
+        limit(its.len(), MAX_SMMUS, "interrupt translation services", "/")?;
+        Ok(Self { tree, chip: zynqmp.then_some(Chip::ZynqMp), smmus, its, legacy })
     }
 
     fn describe(&self) -> Result<MachineDescription, TreeError> {
@@ -85,6 +90,9 @@ impl<'t> Builder<'t> {
             smmus: Vec::new(),
             dma_channels: Vec::new(),
             pl_writers: Vec::new(),
+            its: Vec::new(),
+            pcie_hosts: Vec::new(),
+            test_devices: Vec::new(),
             masters: Vec::new(),
             not_modelled: Vec::new(),
             findings: self.tree.findings().to_vec(),
@@ -92,7 +100,14 @@ impl<'t> Builder<'t> {
         };
         for node in self.tree.nodes() {
             match node.kind {
-                Some(kind @ (Kind::Mmu500 | Kind::SmmuV2)) => desc.smmus.push(self.smmu(node, kind)?),
+                Some(kind @ (Kind::Mmu500 | Kind::SmmuV2 | Kind::SmmuV3)) => {
+                    desc.smmus.push(self.smmu(node, kind)?);
+                }
+                Some(Kind::Its) => {
+                    desc.its.push(Its { node: self.info(node), region: self.registers(node)? });
+                }
+                Some(Kind::PcieHost) => desc.pcie_hosts.push(self.pcie_host(node)?),
+                Some(Kind::TestDevice) => desc.test_devices.push(self.test_device(node)?),
                 Some(Kind::Zdma) => desc.dma_channels.push(self.dma_channel(node)?),
                 Some(Kind::PlWriter) => desc.pl_writers.push(self.pl_writer(node)?),
                 None => {
@@ -108,11 +123,13 @@ impl<'t> Builder<'t> {
             desc.masters.extend(self.master(node)?);
             limit(desc.masters.len(), MAX_MASTERS, "masters", &node.path)?;
             limit(desc.dma_channels.len(), MAX_MASTERS, "DMA channels", &node.path)?;
+            limit(desc.test_devices.len(), MAX_MASTERS, "test devices", &node.path)?;
+            limit(desc.pcie_hosts.len(), MAX_SMMUS, "PCIe host bridges", &node.path)?;
         }
         Ok(desc)
     }
 
-    fn info(&self, node: &Node) -> NodeInfo {
+    pub fn info(&self, node: &Node) -> NodeInfo {
         let mut disabled_parents = Vec::new();
         let mut above = node.parent();
         while let Some(parent) = above.and_then(|id| self.tree.node(id)) {
@@ -188,7 +205,7 @@ impl<'t> Builder<'t> {
         Ok(reserved)
     }
 
-    fn registers(&self, node: &Node) -> Result<Region, TreeError> {
+    pub fn registers(&self, node: &Node) -> Result<Region, TreeError> {
         match node.reg.first() {
             Some(region) if region.size != 0 => Ok(*region),
             Some(_) => Err(node.malformed("reg", "its size is 0")),
@@ -200,9 +217,11 @@ impl<'t> Builder<'t> {
 
     fn smmu(&self, node: &Node, kind: Kind) -> Result<Smmu, TreeError> {
         let legacy = !node.mmu_masters.is_empty();
+        let v3 = if kind == Kind::SmmuV3 { Some(self.smmu_v3(node)?) } else { None };
         Ok(Smmu {
             node: self.info(node),
             kind,
+            v3,
             region: self.registers(node)?,
             iommu_cells: node.cell("#iommu-cells")?.unwrap_or(0),
             stream_match_mask: node.cell("stream-match-mask")?.unwrap_or(0),
@@ -257,7 +276,7 @@ impl<'t> Builder<'t> {
     }
 
     /// What the tree puts behind the SMMUs that are modelled.
-    fn declared(&self, node: &Node) -> Vec<DeclaredStream> {
+    pub fn declared(&self, node: &Node) -> Vec<DeclaredStream> {
         let mut declared: Vec<DeclaredStream> = node
             .iommus
             .iter()
@@ -267,6 +286,7 @@ impl<'t> Builder<'t> {
             })
             .collect();
         declared.extend(self.legacy.get(&node.id()).into_iter().flatten());
+        declared.extend(self.mapped(node));
         declared
     }
 
@@ -285,7 +305,10 @@ impl<'t> Builder<'t> {
             _ => None,
         };
         let writer = node.kind == Some(Kind::PlWriter);
-        if located.is_none() && !writer && node.iommus.is_empty() && !self.legacy.contains_key(&node.id()) {
+        // Every function below a bridge that is modelled is a master, but for bridges.
+        let function = self.function(node);
+        let named = !node.iommus.is_empty() || self.legacy.contains_key(&node.id());
+        if located.is_none() && !writer && function.is_none() && !named {
             return Ok(None);
         }
         let (title, path, route_bit, streams) = if writer {
@@ -308,7 +331,12 @@ impl<'t> Builder<'t> {
         Ok(Some(Master {
             node: self.info(node),
             title,
-            region: node.reg.first().copied(),
+            rid: function,
+            pasid_bits: super::v3::pasid_bits(node)?,
+            can_stall: node.property("dma-can-stall").is_some(),
+            ats: node.property("portcullis,ats").is_some(),
+            pri: node.property("portcullis,pri").is_some(),
+            region: node.reg.first().copied().or_else(|| node.bars.first().map(|b| b.region)),
             path,
             route_bit,
             agreement: agreement(path, &streams),

@@ -14,8 +14,17 @@ pub(super) fn overlaps(desc: &MachineDescription) -> Result<(), TreeError> {
     let smmus = desc.smmus.iter().map(|d| (&d.node, d.region));
     let channels = desc.dma_channels.iter().map(|d| (&d.node, d.region));
     let writers = desc.pl_writers.iter().map(|d| (&d.node, d.region));
-    let mut windows: Vec<(&NodeInfo, Region)> =
-        smmus.chain(channels).chain(writers).filter(|(node, _)| node.available).collect();
+    let its = desc.its.iter().map(|d| (&d.node, d.region));
+    let hosts = desc.pcie_hosts.iter().map(|d| (&d.node, d.region));
+    let devices = desc.test_devices.iter().map(|d| (&d.node, d.region));
+    let mut windows: Vec<(&NodeInfo, Region)> = smmus
+        .chain(channels)
+        .chain(writers)
+        .chain(its)
+        .chain(hosts)
+        .chain(devices)
+        .filter(|(node, _)| node.available)
+        .collect();
     windows.sort_by_key(|(_, region)| *region);
     for pair in windows.windows(2) {
         if let [(a, first), (b, second)] = pair
@@ -47,11 +56,15 @@ pub(super) fn findings(desc: &mut MachineDescription) {
     for (index, smmu) in desc.smmus.iter().enumerate() {
         smmu_findings(desc, index, smmu, &mut found);
     }
+    for host in &desc.pcie_hosts {
+        super::check_v3::host_findings(desc, host, &mut found);
+    }
     for channel in &desc.dma_channels {
         channel_findings(channel, &mut found);
     }
     for master in &desc.masters {
         master_findings(desc, master, &mut found);
+        super::check_v3::master_findings(desc, master, &mut found);
     }
     for reserved in &desc.reserved {
         if let Some(region) = reserved.region
@@ -71,10 +84,10 @@ pub(super) fn findings(desc: &mut MachineDescription) {
 /// Most findings of this kind; a tree with more is not read by a person.
 const MAX_FINDINGS: usize = 1000;
 
-struct Found(Vec<Finding>);
+pub(super) struct Found(Vec<Finding>);
 
 impl Found {
-    fn push(&mut self, finding: Finding) {
+    pub fn push(&mut self, finding: Finding) {
         match self.0.len() {
             0..MAX_FINDINGS => self.0.push(finding),
             MAX_FINDINGS => self.0.push(Finding::warning("/", None, "more findings are not shown")),
@@ -100,6 +113,18 @@ fn smmu_findings(desc: &MachineDescription, index: usize, smmu: &Smmu, found: &m
             smmu.node.status
         );
         found.push(Finding::warning(path, Some("status"), message));
+    }
+    if let Some(v3) = &smmu.v3 {
+        super::check_v3::smmu_findings(smmu, v3, found);
+        if smmu.iommu_cells == 0 {
+            found.push(Finding::warning(
+                path,
+                Some("#iommu-cells"),
+                "missing: no master can refer to this SMMU",
+            ));
+        }
+        stream_findings(desc, index, smmu, false, found);
+        return;
     }
     let globals = smmu.global_interrupts;
     if mmu500 && smmu.interrupts.len() != globals + zynqmp::smmu::CONTEXT_BANKS {

@@ -1,4 +1,4 @@
-//! What a device tree says the machine is: memory, SMMUs, DMA channels, PL writers, masters. A description only;
+//! What a device tree says the machine is: memory, SMMUs, DMA channels, PL writers, PCIe bridges and functions, masters. A description only;
 //! nothing runs yet.
 //!
 //! [`MachineDescription::from_tree`] makes it. Where the tree is a ZynqMP's (`compatible` of the root has
@@ -15,12 +15,14 @@
 
 mod build;
 mod check;
+mod check_v3;
+mod v3;
 
-use portcullis_arch::StreamId;
 use portcullis_arch::zynqmp::{self, PlPort, SmmuPath};
+use portcullis_arch::{Pa, StreamId};
 
 pub use crate::compatible::Kind;
-use crate::tree::{Finding, Interrupt, Region, Status};
+use crate::tree::{Finding, Interrupt, Region, Rid, Status};
 
 /// A chip whose tables Portcullis has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -72,12 +74,136 @@ pub struct ReservedRegion {
     pub compatible: Vec<String>,
 }
 
-/// An SMMU of architecture version 2.
+/// What an SMMUv3's model can do (`portcullis,smmu-v3`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+pub enum SmmuV3Preset {
+    /// Everything the model has.
+    #[default]
+    Full,
+    /// A small one of version 3.1.
+    Small,
+    /// What QEMU's `virt` machine has.
+    QemuVirt,
+}
+
+/// Where the messages (MSIs) of a device go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct MsiTarget {
+    /// Index in [`MachineDescription::its`].
+    pub its: usize,
+    /// Its device id there.
+    pub device: u32,
+}
+
+/// What only an SMMUv3 has.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct SmmuV3 {
+    /// What it can do.
+    pub preset: SmmuV3Preset,
+    /// One interrupt for everything.
+    pub combined: Option<Interrupt>,
+    /// The event queue's interrupt.
+    pub eventq: Option<Interrupt>,
+    /// The page request queue's interrupt.
+    pub priq: Option<Interrupt>,
+    /// CMD_SYNC's interrupt.
+    pub cmdq_sync: Option<Interrupt>,
+    /// The global errors' interrupt.
+    pub gerror: Option<Interrupt>,
+    /// Where its messages go.
+    pub msi: Option<MsiTarget>,
+    /// A property that says it differs from the architecture in a way that is not modelled.
+    pub quirk: Option<String>,
+    /// `hisilicon,broken-prefetch-cmd`.
+    pub broken_prefetch: bool,
+}
+
+/// The translation service of a GICv3.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Its {
+    /// Its node.
+    pub node: NodeInfo,
+    /// Its registers.
+    pub region: Region,
+}
+
+impl SmmuV3Preset {
+    /// Bits of stream ids (IDR1.SIDSIZE).
+    pub fn stream_bits(self) -> u8 {
+        self.caps().sid_bits
+    }
+
+    /// What the model can do. `Full` has the sizes of a real part where the model's limits are the architecture's: 16 bits
+    /// of stream ids, and queues that can be filled in a test.
+    pub fn caps(self) -> portcullis_smmuv3::Caps {
+        use portcullis_smmuv3::Caps;
+        match self {
+            Self::Full => Caps {
+                sid_bits: 16,
+                cmdq_log2: 8,
+                eventq_log2: 7,
+                priq_log2: 7,
+                secure: None,
+                ..Caps::full()
+            },
+            Self::Small => Caps::small(),
+            Self::QemuVirt => Caps::qemu_virt(),
+        }
+    }
+}
+
+impl Its {
+    /// Where messages are written to: GITS_TRANSLATER.
+    pub fn doorbell(&self) -> Pa {
+        self.region.base.wrapping_add(0x1_0040)
+    }
+}
+
+/// A PCIe host bridge.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PcieHost {
+    /// Its node.
+    pub node: NodeInfo,
+    /// Its ECAM window.
+    pub region: Region,
+    /// `iommu-map`: requester ids and the streams that the bridge makes of them. Targets that are no SMMU that is modelled are
+    /// not in it.
+    pub iommu_map: Vec<(u32, DeclaredStream, u32)>,
+    /// `iommu-map-mask`.
+    pub iommu_map_mask: u32,
+    /// True if DMA of its devices is coherent.
+    pub dma_coherent: bool,
+}
+
+/// The PCIe DMA test device ([`crate::compatible::TEST_DEVICE`]).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TestDevice {
+    /// Its node.
+    pub node: NodeInfo,
+    /// BAR 0: its registers.
+    pub region: Region,
+    /// Its requester id.
+    pub rid: Rid,
+    /// True if the tree says that its DMA is coherent.
+    pub dma_coherent: bool,
+    /// Its streams, by its bridge's `iommu-map`.
+    pub streams: Streams,
+    /// Bits of its process address space ids; 0 for none.
+    pub pasid_bits: u8,
+    /// It has address translation services.
+    pub ats: bool,
+    /// It has page requests.
+    pub pri: bool,
+    /// Where its messages go, by its bridge's `msi-map`.
+    pub msi: Option<MsiTarget>,
+}
+
+/// An SMMU.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Smmu {
     /// Its node.
     pub node: NodeInfo,
-    /// [`Kind::Mmu500`] or [`Kind::SmmuV2`].
+    /// [`Kind::Mmu500`], [`Kind::SmmuV2`] or [`Kind::SmmuV3`].
     pub kind: Kind,
     /// Its registers.
     pub region: Region,
@@ -93,9 +219,12 @@ pub struct Smmu {
     pub dma_coherent: bool,
     /// True if it uses the legacy `mmu-masters` binding.
     pub legacy: bool,
+    /// What only an SMMUv3 has; `None` for others.
+    pub v3: Option<SmmuV3>,
 }
 
-/// One stream that the tree puts behind an SMMU: an entry of `iommus` or `mmu-masters`.
+/// One stream that the tree puts behind an SMMU: an entry of `iommus` or `mmu-masters`, or what a bridge's `iommu-map`
+/// makes of a requester id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct DeclaredStream {
     /// Index in [`MachineDescription::smmus`].
@@ -203,6 +332,16 @@ pub struct Master {
     pub agreement: Agreement,
     /// True if its DMA is coherent.
     pub dma_coherent: bool,
+    /// Its requester id, if it is a PCI function.
+    pub rid: Option<Rid>,
+    /// Bits of its substream ids (`pasid-num-bits`); 0 for none.
+    pub pasid_bits: u8,
+    /// Its transactions may be stalled (`dma-can-stall`).
+    pub can_stall: bool,
+    /// It has address translation services.
+    pub ats: bool,
+    /// It has page requests.
+    pub pri: bool,
 }
 
 /// A node with a `compatible` that Portcullis does not model.
@@ -235,6 +374,12 @@ pub struct MachineDescription {
     pub dma_channels: Vec<DmaChannel>,
     /// PL writers, enabled or not.
     pub pl_writers: Vec<PlWriter>,
+    /// Interrupt translation services, enabled or not.
+    pub its: Vec<Its>,
+    /// PCIe host bridges, enabled or not.
+    pub pcie_hosts: Vec<PcieHost>,
+    /// PCIe test devices, enabled or not.
+    pub test_devices: Vec<TestDevice>,
     /// Every node that issues DMA as far as the chip's tables, `iommus` or `mmu-masters` tell, including the modelled
     /// ones, in the order of the tree.
     pub masters: Vec<Master>,
@@ -268,3 +413,5 @@ impl MachineDescription {
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tests_v3;

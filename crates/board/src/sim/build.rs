@@ -9,11 +9,13 @@ use portcullis_bus::{DmaPort, IrqLine, MapError, SystemMemory, View};
 use portcullis_engines::zdma::BusWidth;
 use portcullis_engines::{PlWriter, PlWriterConfig, Zdma, ZdmaConfig};
 use portcullis_smmuv2::{Config, ConfigError, Interrupts, SmmuV2};
+use portcullis_smmuv3::CapsError;
 use thiserror::Error;
 
 use crate::MachineDescription;
 use crate::machine::{DmaChannel, PlWriter as PlWriterNode, Smmu, Streams};
 use crate::sim::machine::{EngineKind, EngineSlot, Machine, SmmuSlot};
+use crate::sim::model::SmmuModel;
 use crate::sim::pool::Pool;
 use crate::sim::port::TracingPort;
 use crate::sim::trace::{Recording, Tracer};
@@ -55,6 +57,22 @@ pub enum BuildError {
         /// Why.
         error: ConfigError,
     },
+    /// The SMMUv3 cannot be built.
+    #[error("{path}: {error}")]
+    SmmuV3 {
+        /// The node.
+        path: String,
+        /// Why.
+        error: CapsError,
+    },
+    /// The tree says that a device differs from what is modelled.
+    #[error("{path}: `{property}`: registers of this kind are not modelled")]
+    Quirk {
+        /// The node.
+        path: String,
+        /// The property.
+        property: String,
+    },
     /// There is no room for the drivers' own memory.
     #[error("no free RAM of 1 MiB is left outside reserved memory for the drivers")]
     NoPool,
@@ -78,6 +96,9 @@ impl Machine {
         }
         .map_err(|error| BuildError::Memory { path: node_of(&description, &error), error })?;
         let tracer = Tracer::new(options.recording);
+        for its in description.its.iter().filter(|its| its.node.available) {
+            tracer.add_doorbell(its.doorbell());
+        }
         let pool = Arc::new(place_pool(&description, &memory)?);
 
         let smmus = build_smmus(&description, &memory, &tracer)?;
@@ -90,23 +111,26 @@ impl Machine {
         for (i, w) in description.pl_writers.iter().enumerate().filter(|(_, w)| w.node.available) {
             engines.push(wiring.writer(i, w));
         }
+        for (i, d) in description.test_devices.iter().enumerate().filter(|(_, d)| d.node.available) {
+            engines.push(wiring.test_device(i, d));
+        }
         Ok(Arc::new(Self { description, memory, smmus, engines, pool, tracer }))
     }
 }
 
 /// What engines are connected to.
-struct Wiring<'a> {
-    description: &'a MachineDescription,
-    memory: &'a SystemMemory,
+pub(super) struct Wiring<'a> {
+    pub description: &'a MachineDescription,
+    pub memory: &'a SystemMemory,
     smmus: &'a [SmmuSlot],
-    tracer: &'a Arc<Tracer>,
-    options: Options,
+    pub tracer: &'a Arc<Tracer>,
+    pub options: Options,
 }
 
 impl Wiring<'_> {
     /// The SMMU on a master's way, if it is in use: the one that its node names, or else the chip's. A master of which
     /// nobody knows a stream is not known to pass one.
-    fn smmu_of(&self, streams: &Streams) -> Option<&SmmuSlot> {
+    pub fn smmu_of(&self, streams: &Streams) -> Option<&SmmuSlot> {
         streams.first()?;
         let index = match streams.declared.first() {
             Some(declared) => declared.smmu,
@@ -115,12 +139,18 @@ impl Wiring<'_> {
         self.smmus.iter().find(|s| s.index == index)
     }
 
-    fn port(&self, name: &str, coherent: bool, smmu: Option<&SmmuSlot>) -> Box<dyn DmaPort> {
+    pub fn port(&self, name: &str, coherent: bool, smmu: Option<&SmmuSlot>) -> Box<dyn DmaPort> {
         let view = self.memory.view(if coherent { View::Coherent } else { View::NonCoherent }, name);
         let tracer = || self.tracer.clone();
-        match (smmu, self.options.plain_ports) {
-            (Some(smmu), true) => Box::new(smmu.model.port(view)),
-            (Some(smmu), false) => Box::new(TracingPort::new(smmu.model.port(view), tracer(), name)),
+        match (smmu.map(|s| &s.model), self.options.plain_ports) {
+            (Some(SmmuModel::V2(model)), true) => Box::new(model.port(view)),
+            (Some(SmmuModel::V2(model)), false) => {
+                Box::new(TracingPort::new(model.port(view), tracer(), name))
+            }
+            (Some(SmmuModel::V3(model)), true) => Box::new(model.port(view)),
+            (Some(SmmuModel::V3(model)), false) => {
+                Box::new(TracingPort::v3(model.port(view), tracer(), name))
+            }
             (None, true) => Box::new(DirectPort::new(view)),
             (None, false) => Box::new(TracingPort::direct(view, tracer(), name)),
         }
@@ -149,6 +179,7 @@ impl Wiring<'_> {
             coherent: c.dma_coherent,
             bus_width: c.bus_width,
             engine: EngineKind::Zdma(Arc::new(Mutex::new(zdma))),
+            atc: None,
         }
     }
 
@@ -172,6 +203,7 @@ impl Wiring<'_> {
             coherent: w.dma_coherent,
             bus_width: 32,
             engine: EngineKind::PlWriter(Arc::new(Mutex::new(writer))),
+            atc: None,
         }
     }
 }
@@ -188,8 +220,14 @@ fn build_smmus(
     for (index, s) in in_use() {
         let name: Arc<str> = if alone { "smmu".into() } else { s.node.name.as_str().into() };
         let walker = format!("{name} table walker");
-        let model = build_smmu(s, memory, &walker, tracer)
-            .map_err(|error| BuildError::Smmu { path: s.node.path.clone(), error })?;
+        let path = || s.node.path.clone();
+        let model = match &s.v3 {
+            Some(v3) => SmmuModel::V3(super::build_v3::smmu(description, s, v3, memory, &walker, tracer)?),
+            None => SmmuModel::V2(
+                build_smmu(s, memory, &walker, tracer)
+                    .map_err(|error| BuildError::Smmu { path: path(), error })?,
+            ),
+        };
         let mut interrupts: Vec<u32> = s.interrupts.iter().filter_map(spi).collect();
         interrupts.sort_unstable();
         interrupts.dedup();
@@ -239,7 +277,7 @@ fn build_smmu(
 }
 
 /// The SPI number of an interrupt; private interrupts of a CPU are not wired to devices here.
-fn spi(interrupt: &Interrupt) -> Option<u32> {
+pub(super) fn spi(interrupt: &Interrupt) -> Option<u32> {
     match interrupt {
         Interrupt::Spi { number, .. } => Some(*number),
         _ => None,

@@ -5,10 +5,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use portcullis_arch::{Pa, StreamId};
 use portcullis_bus::mmio::Shared;
 use portcullis_bus::{Activity, BusError, Engine, SystemMemory};
-use portcullis_engines::{PlWriter, Zdma};
+use portcullis_engines::{AtcShared, PlWriter, TestDev, TestDevBar, Zdma};
 use portcullis_smmuv2::SmmuV2;
+use portcullis_smmuv3::SmmuV3;
 
 use crate::MachineDescription;
+use crate::sim::model::SmmuModel;
 use crate::sim::platform::{Clock, Memory, Registers};
 use crate::sim::pool::Pool;
 use crate::sim::trace::Tracer;
@@ -20,6 +22,8 @@ pub enum EngineKind {
     Zdma(Shared<Zdma>),
     /// A PL writer.
     PlWriter(Shared<PlWriter>),
+    /// A PCIe test device.
+    TestDevice(Shared<TestDev>),
 }
 
 /// An engine in its place.
@@ -45,6 +49,8 @@ pub struct EngineSlot {
     pub bus_width: u32,
     /// The model.
     pub engine: EngineKind,
+    /// Its own translation cache, if it has address translation services.
+    pub atc: Option<Arc<AtcShared>>,
 }
 
 fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -56,6 +62,7 @@ impl EngineSlot {
         match &self.engine {
             EngineKind::Zdma(e) => lock(e).step(now),
             EngineKind::PlWriter(e) => lock(e).step(now),
+            EngineKind::TestDevice(e) => lock(e).step(now),
         }
     }
 
@@ -64,6 +71,16 @@ impl EngineSlot {
         match &self.engine {
             EngineKind::Zdma(e) => e.clone(),
             EngineKind::PlWriter(e) => e.clone(),
+            EngineKind::TestDevice(e) => Arc::new(TestDevBar(e.clone())),
+        }
+    }
+
+    /// Puts the engine back to its state after reset.
+    pub fn reset(&self) {
+        match &self.engine {
+            EngineKind::Zdma(e) => lock(e).reset(),
+            EngineKind::PlWriter(e) => lock(e).reset(),
+            EngineKind::TestDevice(e) => lock(e).reset(),
         }
     }
 }
@@ -81,7 +98,7 @@ pub struct SmmuSlot {
     /// Its interrupt lines (SPI numbers), each once.
     pub interrupts: Vec<u32>,
     /// The model.
-    pub model: Arc<SmmuV2<SystemMemory>>,
+    pub model: SmmuModel,
 }
 
 /// Engines that did not come to rest.
@@ -121,9 +138,13 @@ impl Machine {
     pub fn smmu_at(&self, index: usize) -> Option<&SmmuSlot> {
         self.smmus.iter().find(|s| s.index == index)
     }
-    /// The SMMU, if the tree has one that is enabled; the first of several.
+    /// The SMMUv2, if the tree has one that is enabled; the first of several.
     pub fn smmu(&self) -> Option<&Arc<SmmuV2<SystemMemory>>> {
-        self.smmus.first().map(|s| &s.model)
+        self.smmus.iter().find_map(|s| s.model.v2())
+    }
+    /// The SMMUv3, if the tree has one that is enabled; the first of several.
+    pub fn smmu_v3(&self) -> Option<&Arc<SmmuV3<SystemMemory>>> {
+        self.smmus.iter().find_map(|s| s.model.v3())
     }
     /// Its engines, in the order of the tree.
     pub fn engines(&self) -> &[EngineSlot] {
@@ -146,13 +167,13 @@ impl Machine {
     pub fn clock(self: &Arc<Self>) -> Clock {
         Clock::new(Arc::downgrade(self), self.tracer.clone())
     }
-    /// The registers of [`smmu`](Self::smmu) for (non-secure) drivers.
+    /// The registers of the first SMMU for (non-secure) drivers.
     pub fn smmu_registers(&self) -> Option<Registers> {
         self.smmus.first().map(|s| self.registers_of(s))
     }
     /// An SMMU's registers for (non-secure) drivers.
     pub fn registers_of(&self, smmu: &SmmuSlot) -> Registers {
-        Registers::new(Arc::new(smmu.model.window(false)), &smmu.name, self.tracer.clone())
+        Registers::new(smmu.model.window(), &smmu.name, self.tracer.clone())
     }
     /// An engine's registers for drivers.
     pub fn engine_registers(&self, engine: &EngineSlot) -> Registers {
@@ -173,7 +194,7 @@ impl Machine {
         self.step_all() == Activity::Busy
     }
 
-    /// Steps every engine once and says what the most active one did.
+    /// Steps every engine once, and SMMUs that wait for something, and says what the most active engine did.
     fn step_all(&self) -> Activity {
         let rank = |a: &Activity| match a {
             Activity::Busy => (0, 0),
@@ -182,6 +203,9 @@ impl Machine {
             Activity::Idle => (3, 0),
         };
         let done = self.engines.iter().map(|e| e.step(self.tracer.now())).min_by_key(rank);
+        for smmu in &self.smmus {
+            smmu.model.poll();
+        }
         self.tracer.advance(10);
         self.note_stale_reads();
         done.unwrap_or(Activity::Idle)
@@ -203,6 +227,11 @@ impl Machine {
         let at_work = |e: &&EngineSlot| matches!(e.step(now), Activity::Busy | Activity::Until(_));
         let engines: Vec<String> = self.engines.iter().filter(at_work).map(|e| e.name.to_string()).collect();
         if engines.is_empty() { Ok(()) } else { Err(Stuck { steps: max_steps, engines }) }
+    }
+
+    /// Runs until the engines rest or so many nanoseconds have passed. For engines that work without end.
+    pub fn run_for(&self, ns: u64) {
+        self.run_until(self.tracer.now().saturating_add(ns));
     }
 
     /// Runs until the engines rest or the clock reaches `until`.

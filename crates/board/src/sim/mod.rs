@@ -5,16 +5,22 @@
 //! windows, memory, a clock. A machine runs in its caller's thread and in simulated time; the same calls give the same
 //! trace.
 
+mod ats;
 mod build;
+mod build_v3;
+mod explanation;
 mod machine;
+mod model;
 pub mod platform;
 mod pool;
 mod port;
 pub mod trace;
 
 pub use build::{BuildError, Options};
+pub use explanation::Explanation;
 pub use machine::{EngineKind, EngineSlot, Machine, SmmuSlot, Stuck};
+pub use model::SmmuModel;
 pub use platform::{Clock, Memory, Registers};
 pub use pool::Pool;
 pub use port::TracingPort;
-pub use trace::{Event, EventKind, Fault, Recording, Tracer, TransactionEvent};
+pub use trace::{AtsEvent, Event, EventKind, Fault, Recording, Tracer, TransactionEvent};

@@ -7,22 +7,99 @@ use portcullis_bus::dma::DirectPort;
 use portcullis_bus::{
     CopyError, CopySide, DmaError, DmaFault, DmaPort, Initiator, StallState, StallTag, SystemMemory,
 };
-use portcullis_smmuv2::{BypassReason, Explanation, Outcome, Port};
+use portcullis_engines::AtcPort;
+use portcullis_smmuv3::SmmuV3;
 use portcullis_walk::{AccessKind, CachedEntry, Tcu as _};
 
+use crate::sim::ats::AtsRecorder;
+use crate::sim::explanation::Explanation;
 use crate::sim::trace::{EventKind, Fault, Tracer, TransactionEvent};
 
 /// Simulated cost of a transaction: 100 ns, and 8 bytes a nanosecond.
-fn cost(len: usize) -> u64 {
+pub(crate) fn cost(len: usize) -> u64 {
     100 + len as u64 / 8
 }
 
 /// Pages of one transaction whose translation is looked at.
 const MAX_PAGES: usize = 1024;
 
+/// A port behind an SMMU, and how to look at what it would do.
+trait Behind: DmaPort {
+    /// What the SMMU would do, whatever TLBs hold.
+    fn explain(&self, from: Initiator, va: Iova, access: Access) -> Explanation;
+    /// Memory as the SMMU's walker sees it.
+    fn walker(&self) -> &SystemMemory;
+    /// What the port's TLB would answer.
+    fn cached(&mut self, from: &Initiator, va: Iova) -> Option<CachedEntry>;
+    /// True if the device has translations of its own, so that the SMMU is not always asked.
+    fn has_own_translations(&self) -> bool {
+        false
+    }
+}
+
+impl Behind for portcullis_smmuv2::Port<SystemMemory> {
+    fn explain(&self, from: Initiator, va: Iova, access: Access) -> Explanation {
+        self.tcu().explain(from, va, access).into()
+    }
+    fn walker(&self) -> &SystemMemory {
+        self.tcu().walker()
+    }
+    fn cached(&mut self, from: &Initiator, va: Iova) -> Option<CachedEntry> {
+        self.cached(from, va)
+    }
+}
+
+impl Behind for portcullis_smmuv3::Port<SystemMemory> {
+    fn explain(&self, from: Initiator, va: Iova, access: Access) -> Explanation {
+        self.smmu().explain(from, va, access).into()
+    }
+    fn walker(&self) -> &SystemMemory {
+        self.smmu().walker()
+    }
+    fn cached(&mut self, from: &Initiator, va: Iova) -> Option<CachedEntry> {
+        self.cached(from, va)
+    }
+}
+
+/// A port with the device's own translation cache in front.
+struct WithAtc {
+    port: AtcPort<AtsRecorder<portcullis_smmuv3::Port<SystemMemory>>>,
+    model: Arc<SmmuV3<SystemMemory>>,
+}
+
+impl DmaPort for WithAtc {
+    fn read(&mut self, from: Initiator, addr: Iova, buf: &mut [u8]) -> Result<(), DmaError> {
+        self.port.read(from, addr, buf)
+    }
+    fn write(&mut self, from: Initiator, addr: Iova, buf: &[u8]) -> Result<(), DmaError> {
+        self.port.write(from, addr, buf)
+    }
+    fn copy(&mut self, src: (Initiator, Iova), dst: (Initiator, Iova), len: usize) -> Result<(), CopyError> {
+        self.port.copy(src, dst, len)
+    }
+    fn stall_state(&mut self, tag: StallTag) -> StallState {
+        self.port.stall_state(tag)
+    }
+}
+
+impl Behind for WithAtc {
+    fn explain(&self, from: Initiator, va: Iova, access: Access) -> Explanation {
+        self.model.explain(from, va, access).into()
+    }
+    fn walker(&self) -> &SystemMemory {
+        self.model.walker()
+    }
+    fn cached(&mut self, _: &Initiator, _: Iova) -> Option<CachedEntry> {
+        None
+    }
+    fn has_own_translations(&self) -> bool {
+        true
+    }
+}
+
 /// Where an engine's transactions go.
 enum Way {
-    Smmu(Box<Port<SystemMemory>>),
+    Smmu(Box<dyn Behind>),
     Direct(DirectPort<SystemMemory>),
 }
 
@@ -34,27 +111,32 @@ pub struct TracingPort {
     engine: Arc<str>,
 }
 
-/// A refusal, or a passage that nobody asked for.
-fn is_fault(outcome: &Outcome) -> bool {
-    match outcome {
-        Outcome::Translated { .. } => false,
-        Outcome::Bypass { reason, .. } => matches!(reason, BypassReason::Unmatched | BypassReason::Conflict),
-        _ => true,
-    }
-}
-
 /// What the TLB will answer instead of the tables.
 fn used(explanation: &Explanation, cached: Option<CachedEntry>) -> Option<CachedEntry> {
-    let (Outcome::Translated { incoming, .. } | Outcome::Fault { incoming, .. }) = explanation.outcome else {
-        return None;
-    };
-    cached.filter(|c| c.perms.allows(AccessKind::new(explanation.access, incoming)))
+    let incoming = explanation.incoming()?;
+    cached.filter(|c| c.perms.allows(AccessKind::new(explanation.access(), incoming)))
 }
 
 impl TracingPort {
-    /// Wraps the port of an SMMU that the engine called `engine` is behind.
-    pub fn new(port: Port<SystemMemory>, tracer: Arc<Tracer>, engine: &str) -> Self {
+    /// Wraps the port of an SMMUv2 that the engine called `engine` is behind.
+    pub fn new(port: portcullis_smmuv2::Port<SystemMemory>, tracer: Arc<Tracer>, engine: &str) -> Self {
         Self { memory: port.memory().clone(), way: Way::Smmu(Box::new(port)), tracer, engine: engine.into() }
+    }
+
+    /// The same for an SMMUv3.
+    pub fn v3(port: portcullis_smmuv3::Port<SystemMemory>, tracer: Arc<Tracer>, engine: &str) -> Self {
+        Self { memory: port.memory().clone(), way: Way::Smmu(Box::new(port)), tracer, engine: engine.into() }
+    }
+
+    /// The same for an engine with a translation cache of its own, on a port of `model` onto `memory`.
+    pub(crate) fn with_atc(
+        port: AtcPort<AtsRecorder<portcullis_smmuv3::Port<SystemMemory>>>,
+        model: Arc<SmmuV3<SystemMemory>>,
+        memory: SystemMemory,
+        tracer: Arc<Tracer>,
+        engine: &str,
+    ) -> Self {
+        Self { memory, way: Way::Smmu(Box::new(WithAtc { port, model })), tracer, engine: engine.into() }
     }
 
     /// Wraps the port of an engine that reaches memory without an SMMU.
@@ -75,6 +157,7 @@ impl TracingPort {
         let mut event = TransactionEvent {
             engine: self.engine.clone(),
             stream: from.stream,
+            substream: from.substream,
             iova,
             len,
             access,
@@ -90,15 +173,15 @@ impl TracingPort {
                 break;
             }
             let va = iova.wrapping_add(at as u64);
-            let explanation = explain_quietly(port, from, va, access);
+            let explanation = explain_quietly(&**port, from, va, access);
             let cached = used(&explanation, port.cached(&from, va));
-            let (size_log2, stale) = match (&explanation.outcome, &cached) {
-                (Outcome::Translated { walked, .. }, Some(c)) => (c.size_log2, c.pa.get() != walked.pa),
-                (Outcome::Translated { walked, .. }, None) => (walked.size_log2, false),
-                (_, Some(c)) => (c.size_log2, true),
-                (_, None) => (12, false),
+            let (size_log2, stale) = match (explanation.walked(), &cached) {
+                (Some(walked), Some(c)) => (c.size_log2, c.pa.get() != walked.pa),
+                (Some(walked), None) => (walked.size_log2, false),
+                (None, Some(c)) => (c.size_log2, true),
+                (None, None) => (12, false),
             };
-            let refused = is_fault(&explanation.outcome);
+            let refused = explanation.is_fault();
             if (refused || stale) && event.fault.is_none() {
                 event.fault = Some(Fault { explanation: explanation.clone(), cached });
             }
@@ -118,10 +201,10 @@ impl TracingPort {
     fn report(&mut self, mut event: TransactionEvent, done: usize, error: Option<DmaFault>) {
         event.error = error.map(|fault| (done, fault));
         if let (None, Some(fault), Way::Smmu(port)) = (error, &mut event.fault, &mut self.way) {
-            let Explanation { from, va, .. } = fault.explanation;
+            let (from, va) = (fault.explanation.from(), fault.explanation.va());
             let offset = va.get().wrapping_sub(event.iova.get());
-            if offset >= done as u64 {
-                // The other side of the copy ended it before.
+            if offset >= done as u64 || port.has_own_translations() {
+                // The other side of the copy ended it before, or the device did not ask.
                 event.fault = None;
             } else if fault.cached.is_none() {
                 // It went through all the same: the port knew an entry again as soon as it had looked up the stream.
@@ -146,9 +229,9 @@ impl TracingPort {
 }
 
 /// Explains without reports of stale reads: nobody has read anything yet.
-fn explain_quietly(port: &Port<SystemMemory>, from: Initiator, va: Iova, access: Access) -> Explanation {
-    let explain = || port.tcu().explain(from, va, access);
-    match port.tcu().walker().cpu_cache() {
+fn explain_quietly(port: &dyn Behind, from: Initiator, va: Iova, access: Access) -> Explanation {
+    let explain = || port.explain(from, va, access);
+    match port.walker().cpu_cache() {
         Some(cache) => cache.unreported(explain),
         None => explain(),
     }

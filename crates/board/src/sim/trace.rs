@@ -1,12 +1,17 @@
 //! What happened on a machine, in order: register accesses, transactions, faults, interrupts, stale reads.
 
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use portcullis_arch::{Access, Iova, StreamId};
-use portcullis_bus::{DmaFault, InterruptSink, IrqLevels, StaleRead, SystemMemory};
-use portcullis_smmuv2::Explanation;
+use portcullis_arch::{Access, Iova, Pa, StreamId, SubstreamId};
+use portcullis_bus::{
+    AtcInvalidation, AtsReply, DmaFault, InterruptSink, IrqLevels, PageGroupResponse, PageRequest, StaleRead,
+    SystemMemory,
+};
 use portcullis_walk::CachedEntry;
+
+pub use crate::sim::explanation::Explanation;
 
 /// One thing that happened.
 #[derive(Clone, Debug)]
@@ -37,6 +42,13 @@ pub enum EventKind {
     },
     /// A transaction of an engine.
     Transaction(Box<TransactionEvent>),
+    /// Something that a device with address translation services did, or was told.
+    Ats {
+        /// The engine.
+        engine: Arc<str>,
+        /// What.
+        what: AtsEvent,
+    },
     /// An interrupt line changed.
     Interrupt {
         /// SPI number.
@@ -44,10 +56,56 @@ pub enum EventKind {
         /// New level.
         high: bool,
     },
+    /// A message (MSI) arrived at the ITS.
+    Message {
+        /// Where it was written to.
+        address: Pa,
+        /// What: the event id.
+        data: u32,
+        /// The interrupt that it is: 8192 and up.
+        lpi: u32,
+    },
     /// A read returned old data.
     Stale(StaleRead),
     /// Somebody says something (a scenario's step).
     Note(String),
+}
+
+/// What passes between a device with address translation services and the SMMU.
+#[derive(Clone, Debug)]
+pub enum AtsEvent {
+    /// The device asked for a translation.
+    Request {
+        /// Its stream.
+        stream: StreamId,
+        /// Its substream.
+        substream: Option<SubstreamId>,
+        /// The address.
+        iova: Iova,
+        /// It promised not to write.
+        no_write: bool,
+        /// The answer.
+        reply: AtsReply,
+    },
+    /// The device used a translation.
+    Translated {
+        /// Its stream.
+        stream: StreamId,
+        /// The translated address.
+        address: u64,
+        /// Bytes.
+        len: usize,
+        /// Read or write.
+        access: Access,
+        /// Bytes done before the fault, and the fault.
+        error: Option<(usize, DmaFault)>,
+    },
+    /// The device asked for a page.
+    PageRequest(PageRequest),
+    /// The device was answered.
+    Response(PageGroupResponse),
+    /// The device had to forget translations.
+    Invalidation(AtcInvalidation),
 }
 
 /// A transaction of an engine, as it came to the port.
@@ -57,6 +115,8 @@ pub struct TransactionEvent {
     pub engine: Arc<str>,
     /// Its stream.
     pub stream: StreamId,
+    /// Its substream.
+    pub substream: Option<SubstreamId>,
     /// First address.
     pub iova: Iova,
     /// Bytes asked for.
@@ -106,7 +166,24 @@ pub struct Tracer {
     explain: AtomicBool,
     log: Mutex<Log>,
     lines: IrqLevels,
+    edges: Mutex<Edges>,
 }
+
+/// Interrupts that are events and not levels.
+#[derive(Default)]
+struct Edges {
+    /// Lines of which rising edges are remembered, as an interrupt controller is configured.
+    lines: BTreeSet<u32>,
+    /// Those that have risen and were not taken.
+    risen: BTreeSet<u32>,
+    /// Addresses that messages are written to.
+    doorbells: BTreeSet<u64>,
+    /// Event ids of messages that were not taken.
+    messages: BTreeSet<u32>,
+}
+
+/// The first interrupt that messages become; event id 0.
+pub const FIRST_LPI: u32 = 8192;
 
 impl Tracer {
     /// A record that begins at time 0.
@@ -117,7 +194,33 @@ impl Tracer {
             explain: AtomicBool::new(recording.explain),
             log: Mutex::default(),
             lines: IrqLevels::default(),
+            edges: Mutex::default(),
         })
+    }
+
+    fn edges(&self) -> MutexGuard<'_, Edges> {
+        self.edges.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Rising edges of `line` are remembered until they are taken.
+    pub fn configure_edge(&self, line: u32) {
+        self.edges().lines.insert(line);
+    }
+
+    /// Messages to `address` are interrupts.
+    pub fn add_doorbell(&self, address: Pa) {
+        self.edges().doorbells.insert(address.get());
+    }
+
+    /// Whether messages to `address` are interrupts.
+    pub fn is_doorbell(&self, address: Pa) -> bool {
+        self.edges().doorbells.contains(&address.get())
+    }
+
+    /// Takes the edges that were remembered, and the event ids of messages that arrived.
+    pub fn take_edges(&self) -> (BTreeSet<u32>, BTreeSet<u32>) {
+        let mut edges = self.edges();
+        (std::mem::take(&mut edges.risen), std::mem::take(&mut edges.messages))
     }
 
     fn lock(&self) -> MutexGuard<'_, Log> {
@@ -188,6 +291,25 @@ impl InterruptSink for Tracer {
     fn set_level(&self, line: u32, high: bool) {
         if self.lines.drive(line, high) {
             self.push(0, EventKind::Interrupt { line, high });
+            let mut edges = self.edges();
+            if high && edges.lines.contains(&line) {
+                edges.risen.insert(line);
+            }
+        }
+    }
+
+    fn message(&self, address: Pa, data: u32) {
+        let known = {
+            let mut edges = self.edges();
+            let known = edges.doorbells.contains(&address.get());
+            if known {
+                edges.messages.insert(data);
+            }
+            known
+        };
+        // Elsewhere nothing listens.
+        if known {
+            self.push(0, EventKind::Message { address, data, lpi: FIRST_LPI.saturating_add(data) });
         }
     }
 }

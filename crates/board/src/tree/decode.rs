@@ -20,34 +20,36 @@ const SPIS: u32 = 988;
 /// Private peripheral interrupts of a GICv2.
 const PPIS: u32 = 16;
 
-/// Bits of a stream match register's ID and MASK.
-fn stream_bits(kind: Kind) -> u32 {
+/// Bits of a stream match register's ID and MASK, or of a stream id.
+pub(super) fn stream_bits(kind: Kind) -> u32 {
     match kind {
         Kind::Mmu500 => 15,
+        // The architecture's limit. How many a particular SMMU has is checked with the machine.
+        Kind::SmmuV3 => 32,
         // 16 with extended stream ids (SIDR0.EXIDS), which a device tree does not tell.
         _ => 16,
     }
 }
 
 /// A cursor over the cells of a property.
-struct Cells<'a> {
-    left: &'a [[u8; 4]],
+pub(super) struct Cells<'a> {
+    pub left: &'a [[u8; 4]],
 }
 
 impl<'a> Cells<'a> {
-    fn take(&mut self, count: usize) -> Option<&'a [[u8; 4]]> {
+    pub fn take(&mut self, count: usize) -> Option<&'a [[u8; 4]]> {
         let (head, tail) = self.left.split_at_checked(count)?;
         self.left = tail;
         Some(head)
     }
-    fn one(&mut self) -> Option<u32> {
+    pub fn one(&mut self) -> Option<u32> {
         self.take(1)?.first().map(|c| u32::from_be_bytes(*c))
     }
-    fn many(&mut self, count: usize) -> Option<Vec<u32>> {
+    pub fn many(&mut self, count: usize) -> Option<Vec<u32>> {
         Some(self.take(count)?.iter().map(|c| u32::from_be_bytes(*c)).collect())
     }
     /// A number of 0, 1 or 2 cells.
-    fn number(&mut self, cells: usize) -> Option<u64> {
+    pub fn number(&mut self, cells: usize) -> Option<u64> {
         Some(self.take(cells)?.iter().fold(0, |n, c| n << 32 | u64::from(u32::from_be_bytes(*c))))
     }
 }
@@ -67,11 +69,11 @@ impl<'t> Decoder<'t> {
         self.nodes.get(id.0 as usize)
     }
 
-    fn parent(&self, node: &Node) -> Option<&'t Node> {
+    pub fn parent(&self, node: &Node) -> Option<&'t Node> {
         self.node(node.parent?)
     }
 
-    fn step(&mut self, node: &Node, steps: usize) -> Result<(), TreeError> {
+    pub fn step(&mut self, node: &Node, steps: usize) -> Result<(), TreeError> {
         self.steps = self.steps.checked_sub(steps as u64).ok_or_else(|| TreeError::Limit {
             node: node.path.clone(),
             what: "entries to look up",
@@ -80,7 +82,7 @@ impl<'t> Decoder<'t> {
         Ok(())
     }
 
-    fn cells<'n>(&mut self, node: &'n Node, property: &str) -> Result<Option<Cells<'n>>, TreeError> {
+    pub fn cells<'n>(&mut self, node: &'n Node, property: &str) -> Result<Option<Cells<'n>>, TreeError> {
         let Some(value) = node.property(property) else { return Ok(None) };
         let (cells, rest) = value.as_chunks::<4>();
         if !rest.is_empty() {
@@ -91,14 +93,20 @@ impl<'t> Decoder<'t> {
         Ok(Some(Cells { left: cells }))
     }
 
-    fn target(&self, node: &Node, property: &str, entry: usize, phandle: u32) -> Result<&'t Node, TreeError> {
+    pub fn target(
+        &self,
+        node: &Node,
+        property: &str,
+        entry: usize,
+        phandle: u32,
+    ) -> Result<&'t Node, TreeError> {
         self.phandles.get(&phandle).and_then(|id| self.node(*id)).ok_or_else(|| {
             node.malformed(property, format!("entry {entry}: no node has the phandle {phandle:#x}"))
         })
     }
 
     /// `#address-cells` and `#size-cells` for the children of a node.
-    fn bus_cells(&self, bus: &Node) -> Result<(usize, usize), TreeError> {
+    pub fn bus_cells(&self, bus: &Node) -> Result<(usize, usize), TreeError> {
         let read = |name: &str, default: u32| match bus.cell(name)?.unwrap_or(default) {
             n @ 0..=4 => Ok(n as usize),
             n => Err(bus.malformed(name, format!("{n} cells, at most 4 make sense"))),
@@ -143,7 +151,13 @@ impl<'t> Decoder<'t> {
     }
 
     /// Translates an address on `bus` through the `ranges` up to the root.
-    fn translate(&mut self, node: &Node, bus: &Node, base: u64, size: u64) -> Result<Option<u64>, TreeError> {
+    pub fn translate(
+        &mut self,
+        node: &Node,
+        bus: &Node,
+        base: u64,
+        size: u64,
+    ) -> Result<Option<u64>, TreeError> {
         let mut bus = bus;
         let mut base = base;
         while let Some(above) = self.parent(bus) {
@@ -283,8 +297,14 @@ impl<'t> Decoder<'t> {
                 return fail(format!("{} has no `#iommu-cells`, so it is no IOMMU", iommu.path));
             };
             let smmu = iommu.kind.filter(|kind| kind.is_smmu());
-            if smmu.is_some() && !(1..=2).contains(&count) {
-                return Err(iommu.malformed("#iommu-cells", format!("{count}, an SMMU takes 1 or 2")));
+            match smmu {
+                Some(Kind::SmmuV3) if count != 1 => {
+                    return Err(iommu.malformed("#iommu-cells", format!("{count}, an SMMUv3 takes 1")));
+                }
+                Some(_) if !(1..=2).contains(&count) => {
+                    return Err(iommu.malformed("#iommu-cells", format!("{count}, an SMMU takes 1 or 2")));
+                }
+                _ => {}
             }
             if count > 8 {
                 return Err(iommu.malformed("#iommu-cells", format!("{count} cells, at most 8 make sense")));
@@ -295,13 +315,15 @@ impl<'t> Decoder<'t> {
             let stream = spec.first().copied().unwrap_or(0);
             let mask = match spec.get(1) {
                 Some(mask) => *mask,
-                None if smmu.is_some() => iommu.cell("stream-match-mask")?.unwrap_or(0),
+                None if smmu.is_some_and(|kind| kind != Kind::SmmuV3) => {
+                    iommu.cell("stream-match-mask")?.unwrap_or(0)
+                }
                 None => 0,
             };
             if let Some(kind) = smmu {
                 let bits = stream_bits(kind);
                 for (what, value) in [("stream id", stream), ("mask", mask)] {
-                    if value >> bits != 0 {
+                    if u64::from(value) >> bits != 0 {
                         return fail(format!(
                             "the {what} {value:#x} is wider than the {bits} bits of {}",
                             iommu.path
@@ -333,7 +355,7 @@ impl<'t> Decoder<'t> {
             let Some(ids) = cells.many(count as usize) else {
                 return fail(format!("cut short, {} has {count} stream ids", master.path));
             };
-            if let Some(id) = ids.iter().find(|id| *id >> bits != 0) {
+            if let Some(id) = ids.iter().find(|id| u64::from(**id) >> bits != 0) {
                 return fail(format!("the stream id {id:#x} is wider than {bits} bits"));
             }
             let streams = ids.into_iter().map(StreamId).collect();

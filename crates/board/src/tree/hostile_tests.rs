@@ -25,7 +25,11 @@ impl Random {
 }
 
 fn blob() -> Vec<u8> {
-    std::fs::read(board_file("zynqmp-thesis.dtb")).unwrap()
+    blob_of("zynqmp-thesis.dtb")
+}
+
+fn blob_of(name: &str) -> Vec<u8> {
+    std::fs::read(board_file(name)).unwrap()
 }
 
 /// Does with the bytes what a user can make happen, all of it if `thorough`. True if they were a machine.
@@ -61,14 +65,21 @@ fn every_truncation_is_an_error() {
 
 #[test]
 fn changed_bytes_give_a_machine_or_an_error() {
+    changed_bytes(&blob());
+}
+
+#[test]
+fn so_do_those_of_a_tree_with_maps_and_functions() {
+    changed_bytes(&blob_of("smmuv3.dtb"));
+}
+
+fn changed_bytes(original: &[u8]) {
     const PARTS: u64 = 8;
     const ROUNDS: usize = 25_000;
-    let original = blob();
     // Each part has its own seed, so the inputs are the same however many threads there are.
     let machines: usize = std::thread::scope(|scope| {
         let parts: Vec<_> = (0..PARTS)
             .map(|part| {
-                let original = &original;
                 scope.spawn(move || {
                     let mut random = Random(0x9E37_79B9_7F4A_7C15 ^ part);
                     (0..ROUNDS).filter(|n| use_all(&changed(original, &mut random), n % 8 == 0)).count()

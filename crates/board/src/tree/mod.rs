@@ -11,15 +11,18 @@
 //! | `interrupts`, `interrupts-extended`, `interrupt-parent` | [`Node::interrupts`] |
 //! | `iommus`, `#iommu-cells`, `stream-match-mask` | [`Node::iommus`] |
 //! | `mmu-masters`, `#stream-id-cells` | [`Node::mmu_masters`] |
+//! | `iommu-map`, `iommu-map-mask`, `msi-map`, `msi-map-mask` of a PCIe host bridge that is modelled | [`Node::iommu_map`], [`Node::msi_map`] |
+//! | `reg` and `assigned-addresses` below such a bridge | [`Node::rid`], [`Node::bars`] |
+//! | `msi-parent` of an SMMUv3 | [`Node::msi_parent`] |
 //! | `phandle`, `status`, `compatible`, `dma-coherent`, `__symbols__` | [`Node`] |
 //!
-//! `interrupt-map`, `iommu-map`, `msi-map` and `dma-ranges` are not evaluated.
+//! `interrupt-map` and `dma-ranges` are not evaluated.
 //!
 //! # What is an error
 //!
 //! Errors: a damaged blob; two nodes or properties of one name; a phandle that is malformed, 0, -1 or used twice
-//! (every reference to it is ambiguous); anything wrong in `iommus` or `mmu-masters` of any node (a missing phandle or
-//! `#iommu-cells`, a cut entry, a stream id wider than the SMMU's 15 bits), since it decides who may reach which
+//! (every reference to it is ambiguous); anything wrong in `iommus` or `mmu-masters` of any node, or in `iommu-map` of a
+//! modelled bridge (a missing phandle or `#iommu-cells`, a cut entry, a stream id wider than an MMU-500's 15 bits), since it decides who may reach which
 //! memory; anything wrong in `reg` or the interrupts of a node that Portcullis models ([`crate::compatible`]), of
 //! memory and of reserved memory. Findings ([`Tree::findings`]): the same in any other node, and an unknown `status`.
 
@@ -27,6 +30,7 @@ mod blob;
 mod decode;
 mod error;
 mod node;
+mod pcie;
 mod source;
 
 use std::collections::{BTreeMap, HashMap};
@@ -39,7 +43,9 @@ use dtoolkit::model::{DeviceTree, DeviceTreeNode};
 
 pub use blob::{MAX_BYTES, MAX_DEPTH, MAX_NODES};
 pub use error::{Finding, Level, TreeError};
-pub use node::{Interrupt, IommuSpecifier, LegacyMaster, Node, NodeId, Region, Status, Trigger};
+pub use node::{
+    Bar, IdMap, Interrupt, IommuSpecifier, LegacyMaster, MapEntry, Node, NodeId, Region, Rid, Status, Trigger,
+};
 
 use crate::compatible::Kind;
 use decode::Decoder;
@@ -229,6 +235,11 @@ impl Tree {
             node.interrupts = references.interrupts;
             node.iommus = references.iommus;
             node.mmu_masters = references.mmu_masters;
+            node.rid = references.rid;
+            node.bars = references.bars;
+            node.iommu_map = references.iommu_map;
+            node.msi_map = references.msi_map;
+            node.msi_parent = references.msi_parent;
         }
         Ok(Self { model, nodes, paths, phandles, findings: findings.0 })
     }
@@ -262,6 +273,11 @@ struct References {
     interrupts: Vec<Interrupt>,
     iommus: Vec<IommuSpecifier>,
     mmu_masters: Vec<LegacyMaster>,
+    rid: Option<Rid>,
+    bars: Vec<Bar>,
+    iommu_map: IdMap,
+    msi_map: IdMap,
+    msi_parent: Option<(NodeId, u32)>,
 }
 
 fn decode_all(
@@ -270,18 +286,42 @@ fn decode_all(
     findings: &mut Findings,
 ) -> Result<Vec<References>, TreeError> {
     let mut decoder = Decoder::new(nodes, phandles);
-    let mut all = Vec::with_capacity(nodes.len());
+    let mut all: Vec<References> = Vec::with_capacity(nodes.len());
+    // The bridge that a node is below, by node.
+    let mut hosts: Vec<Option<NodeId>> = Vec::with_capacity(nodes.len());
     for node in nodes {
         let strict = is_strict(node);
-        let reg = decoder.reg(node);
+        let above = node.parent.and_then(|p| nodes.get(p.0 as usize));
+        let host = match above {
+            Some(parent) if parent.kind == Some(Kind::PcieHost) => Some(parent.id),
+            Some(parent) => hosts.get(parent.id.0 as usize).copied().flatten(),
+            None => None,
+        };
+        hosts.push(host);
+        let reg = if host.is_some() { Ok(Vec::new()) } else { decoder.reg(node) };
         let interrupts = decoder.interrupts(node);
-        let references = References {
+        let mut references = References {
             reg: findings.soften(strict, reg)?,
             interrupts: findings.soften(strict, interrupts)?,
             iommus: decoder.iommus(node)?,
             mmu_masters: decoder.mmu_masters(node)?,
+            ..References::default()
         };
-        if strict && node.property("reg").is_some() && references.reg.is_empty() && !is_reserved(node) {
+        if let Some(host) = host.and_then(|id| nodes.get(id.0 as usize)) {
+            let (rid, bars) = (decoder.rid(node), decoder.bars(node, host));
+            references.rid = findings.soften(strict, rid)?;
+            references.bars = findings.soften(strict, bars)?;
+        }
+        match node.kind {
+            Some(Kind::PcieHost) => {
+                references.iommu_map = decoder.id_map(node, &pcie::IOMMU_MAP)?;
+                references.msi_map = decoder.id_map(node, &pcie::MSI_MAP)?;
+            }
+            Some(Kind::SmmuV3) => references.msi_parent = decoder.msi_parent(node)?,
+            _ => {}
+        }
+        let reachable = host.is_none() && !is_reserved(node);
+        if strict && node.property("reg").is_some() && references.reg.is_empty() && reachable {
             let reason =
                 "the CPU cannot reach this address: a `ranges` above it is missing or does not cover it";
             return Err(node.malformed("reg", reason));
@@ -368,6 +408,11 @@ fn decode_alone(
         interrupts: Vec::new(),
         iommus: Vec::new(),
         mmu_masters: Vec::new(),
+        rid: None,
+        bars: Vec::new(),
+        iommu_map: IdMap::default(),
+        msi_map: IdMap::default(),
+        msi_parent: None,
         dma_coherent: parent_coherent,
         properties,
     };

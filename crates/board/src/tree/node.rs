@@ -113,6 +113,13 @@ impl Interrupt {
             _ => None,
         }
     }
+    /// True if it is signalled by a rising edge.
+    pub fn is_edge(&self) -> bool {
+        matches!(
+            self,
+            Self::Spi { trigger: Trigger::EdgeRising, .. } | Self::Ppi { trigger: Trigger::EdgeRising, .. }
+        )
+    }
 }
 
 /// One entry of `iommus`.
@@ -135,6 +142,66 @@ pub struct LegacyMaster {
     pub master: NodeId,
     /// Its stream ids, as many as its `#stream-id-cells` says.
     pub streams: Vec<StreamId>,
+}
+
+/// The configuration address of a PCI function: its requester id.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Rid(pub u16);
+
+/// `01:02.3`.
+impl fmt::Display for Rid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (bus, device, function) = (self.0 >> 8, self.0 >> 3 & 0x1f, self.0 & 7);
+        f.pad(&format!("{bus:02x}:{device:02x}.{function}"))
+    }
+}
+
+/// One entry of `iommu-map` or `msi-map`: `count` requester ids from `first` become ids from `base` at `target`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct MapEntry {
+    /// First requester id.
+    pub first: u32,
+    /// The IOMMU's or interrupt controller's node.
+    pub target: NodeId,
+    /// First id there. The last one fits into 32 bits.
+    pub base: u32,
+    /// How many; at least 1.
+    pub count: u32,
+}
+
+/// `iommu-map` or `msi-map` of a host bridge, with its mask.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct IdMap {
+    /// Bits of the requester id that are looked up.
+    pub mask: u32,
+    /// The entries; the first that covers an id counts, as in Linux.
+    pub entries: Vec<MapEntry>,
+}
+
+impl Default for IdMap {
+    fn default() -> Self {
+        Self { mask: 0xffff, entries: Vec::new() }
+    }
+}
+
+impl IdMap {
+    /// Where a requester id goes, and as what; `None` in a gap.
+    pub fn look_up(&self, rid: Rid) -> Option<(NodeId, u32)> {
+        let id = u32::from(rid.0) & self.mask;
+        self.entries.iter().find_map(|e| {
+            let offset = id.checked_sub(e.first).filter(|o| *o < e.count)?;
+            Some((e.target, e.base.checked_add(offset)?))
+        })
+    }
+}
+
+/// A base address register of a PCI function, as `assigned-addresses` gives it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Bar {
+    /// Offset of the register in configuration space: 0x10 for BAR 0.
+    pub register: u8,
+    /// Where the CPU sees it.
+    pub region: Region,
 }
 
 /// One node, with the properties that everybody needs decoded.
@@ -165,6 +232,16 @@ pub struct Node {
     pub iommus: Vec<IommuSpecifier>,
     /// `mmu-masters`, on an SMMU.
     pub mmu_masters: Vec<LegacyMaster>,
+    /// The configuration address, below a PCIe host bridge.
+    pub rid: Option<Rid>,
+    /// `assigned-addresses`, below a PCIe host bridge; those that the CPU can reach.
+    pub bars: Vec<Bar>,
+    /// `iommu-map`, on a PCIe host bridge.
+    pub iommu_map: IdMap,
+    /// `msi-map`, on a PCIe host bridge.
+    pub msi_map: IdMap,
+    /// `msi-parent`: the controller and the first cell of the specifier (0 where it has none), on an SMMUv3.
+    pub msi_parent: Option<(NodeId, u32)>,
     /// True if DMA of the device (or the walks of an SMMU) is coherent: `dma-coherent` here or at the nearest parent
     /// that says something, as in Linux.
     pub dma_coherent: bool,

@@ -30,6 +30,21 @@ pub fn thesis() -> MachineDescription {
     MachineDescription::from_tree(&thesis_tree()).unwrap()
 }
 
+/// The SMMUv3 board.
+pub fn smmuv3() -> MachineDescription {
+    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../../boards/smmuv3.dtb");
+    MachineDescription::from_tree(&Tree::load(file).unwrap()).unwrap()
+}
+
+/// The SMMUv3 board where nothing snoops.
+pub fn smmuv3_noncoherent() -> MachineDescription {
+    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../../boards/smmuv3-noncoherent.dtb");
+    MachineDescription::from_tree(&Tree::load(file).unwrap()).unwrap()
+}
+
+/// Physical memory for tests on it: reserved, so no driver allocates there.
+pub const RAM_V3: u64 = 0x9000_0000;
+
 /// The thesis board with everything that can be coherent coherent.
 pub fn coherent() -> MachineDescription {
     let mut description = thesis();
@@ -89,7 +104,7 @@ impl Board {
         self.system.machine()
     }
     pub fn instance(&self) -> InstanceId {
-        self.system.smmu().unwrap().0
+        self.system.iommu().unwrap()
     }
     pub fn channel(&self, name: &str) -> &Channel {
         self.system.channel(name).unwrap()

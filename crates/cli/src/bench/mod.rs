@@ -7,10 +7,13 @@
 mod pages;
 mod peers;
 mod port;
+mod rig;
 mod start;
 mod timing;
 
 use serde::Serialize;
+
+use rig::{V2, V3};
 
 /// What a figure is compared with.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
@@ -57,12 +60,23 @@ impl Figure {
 /// A group of measurements.
 type Suite = (&'static str, fn() -> Vec<Figure>);
 
-const SUITES: [Suite; 9] = [
-    ("hit", port::hits),
-    ("threads", port::threads),
-    ("miss", port::misses),
-    ("copy", port::copies),
-    ("read8", port::small_reads),
+const SUITES: [Suite; 20] = [
+    ("hit-v2", port::hits::<V2>),
+    ("hit-v3", port::hits::<V3>),
+    ("threads-v2", port::threads::<V2>),
+    ("threads-v3", port::threads::<V3>),
+    ("churn-v2", port::invalidated::<V2>),
+    ("churn-v3", port::invalidated::<V3>),
+    ("miss-v2", port::misses::<V2>),
+    ("miss-v3", port::misses::<V3>),
+    ("nested-v2", port::nested::<V2>),
+    ("nested-v3", port::nested::<V3>),
+    ("copy-v2", port::copies::<V2>),
+    ("copy-v3", port::copies::<V3>),
+    ("read8-v2", port::small_reads::<V2>),
+    ("read8-v3", port::small_reads::<V3>),
+    ("invalidate-v2", port::invalidations::<V2>),
+    ("invalidate-v3", port::invalidations::<V3>),
     ("pagetable", pages::map_unmap),
     ("memory", port::memory),
     ("start", start::start),

@@ -22,7 +22,7 @@ fn once(dtb: &[u8]) -> Option<f64> {
     let options = Options { plain_ports: true, ..Options::default() };
     let machine = Machine::build(description, options).ok()?;
     let system = System::boot(machine, &BootOptions::default()).ok()?;
-    let (instance, _) = system.smmu()?;
+    let instance = system.iommu()?;
     let channel = system.channels().first()?;
     let domain = system.core().paging_domain(instance).ok()?;
     domain.map(Iova(0x7000_0000), Pa(0x6000_0000), 8192, Prot::RW).ok()?;

@@ -59,7 +59,7 @@ pub struct Human {
 
 /// Transfers that differ in their address only.
 struct Row {
-    of: (String, u32, &'static str, usize),
+    of: (String, (u32, Option<u32>), &'static str, usize),
     count: u32,
     last: String,
 }
@@ -153,11 +153,11 @@ impl Human {
     }
 
     fn transfer(&mut self, out: &mut dyn Write, item: &Item) -> io::Result<()> {
-        let Item::Transfer { engine, stream, access, iova, len, done, error, .. } = item else {
+        let Item::Transfer { engine, stream, substream, access, iova, len, done, error, .. } = item else {
             return Ok(());
         };
         self.transferred = true;
-        let of = (engine.clone(), *stream, *access, *len);
+        let of = (engine.clone(), (*stream, *substream), *access, *len);
         if error.is_none() {
             match &mut self.row {
                 Some(row) if row.of == of => {
@@ -175,7 +175,8 @@ impl Human {
         } else {
             self.end_row(out)?;
         }
-        write!(out, "     {engine} (stream {stream:#x}) {access} {iova} +{len}: ")?;
+        let substream = substream.map_or(String::new(), |s| format!(" substream {s:#x}"));
+        write!(out, "     {engine} (stream {stream:#x}{substream}) {access} {iova} +{len}: ")?;
         match error {
             None => writeln!(out, "{GREEN}ok{GREEN:#}"),
             Some(e) => writeln!(out, "{RED}{e}{RED:#}, {done} of {len} bytes done"),
@@ -205,6 +206,7 @@ impl Human {
                     l.kind,
                     LineKind::BadDescriptor | LineKind::Fault | LineKind::Result | LineKind::Stale
                 ) || l.label.starts_with("S2CR")
+                    || l.label == "STE[1]"
             };
             print_story(out, story, telling)?;
         }
@@ -216,7 +218,9 @@ impl Human {
     }
 
     fn report(&self, out: &mut dyn Write, report: &Report) -> io::Result<()> {
-        let device = report.device.as_deref().unwrap_or("unknown device");
+        let global = matches!(report.about, "global error" | "records lost");
+        let nobody = if global { "the SMMU's driver" } else { "unknown device" };
+        let device = report.device.as_deref().unwrap_or(nobody);
         let head = format!("     {RED}reported to {device}{RED:#}: ");
         let start = INDENT + "reported to : ".len() + device.chars().count();
         paragraph(out, &head, (start, INDENT + 2), Style::new(), &report.text)?;
@@ -261,6 +265,13 @@ impl Human {
             }
             Item::Fault { engine, story, causes } => self.fault(out, engine, story, causes),
             Item::Stale { text, .. } => indented(out, INDENT, YELLOW, text),
+            Item::Ats { engine, text, refused, .. } => {
+                let style = if *refused { RED } else { DIM };
+                paragraph(out, "     ", (INDENT, INDENT + 2), style, &format!("{engine}: {text}"))
+            }
+            Item::Message { address, data, lpi } => {
+                writeln!(out, "     {DIM}message: {data:#x} written to {address}, LPI {lpi}{DIM:#}")
+            }
             Item::Report(report) => self.report(out, report),
             Item::Check { ok: true, text, .. } => {
                 let head = format!("     {GREEN}✓{GREEN:#} ");

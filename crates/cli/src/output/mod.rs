@@ -6,6 +6,7 @@ pub mod perfetto;
 mod repeat;
 mod wrap;
 
+use std::collections::BTreeMap;
 use std::io;
 
 use portcullis_explain::{Cause, Story};
@@ -47,6 +48,8 @@ pub enum Item {
         engine: String,
         /// Its stream.
         stream: u32,
+        /// Its substream, if it names one.
+        substream: Option<u32>,
         /// `read` or `write`.
         access: &'static str,
         /// First address.
@@ -89,6 +92,26 @@ pub enum Item {
         /// All of it in a sentence.
         text: String,
     },
+    /// Something that a device with address translation services did, or was told.
+    Ats {
+        /// The engine.
+        engine: String,
+        /// `request`, `translated`, `page-request`, `page-response` or `invalidation`.
+        what: &'static str,
+        /// All of it in a sentence.
+        text: String,
+        /// The device was refused something.
+        refused: bool,
+    },
+    /// An interrupt message arrived.
+    Message {
+        /// Where it was written to.
+        address: String,
+        /// What was written: the event id.
+        data: u32,
+        /// The interrupt that it is.
+        lpi: u32,
+    },
     /// What the operating system logged about a fault.
     Report(Report),
     /// An expectation.
@@ -129,10 +152,16 @@ pub enum Item {
 pub struct Report {
     /// The device it was routed to.
     pub device: Option<String>,
+    /// `fault`, `page request`, `global error` or `records lost`.
+    pub about: &'static str,
     /// Why, such as `translation fault`.
     pub reason: String,
+    /// The architecture's name of the event, such as `F_TRANSLATION` (SMMUv3).
+    pub event: Option<&'static str>,
     /// Its stream.
     pub stream: Option<u32>,
+    /// Its substream.
+    pub substream: Option<u32>,
     /// The address.
     pub iova: String,
     /// `read` or `write`.
@@ -143,8 +172,10 @@ pub struct Report {
     pub level: Option<u8>,
     /// The context bank.
     pub bank: Option<u8>,
-    /// It waits for RESUME.
+    /// It waits for an answer.
     pub stalled: bool,
+    /// The fields of the record by name (SMMUv3).
+    pub fields: BTreeMap<&'static str, String>,
     /// All of it in a sentence.
     pub text: String,
     /// The lines Linux would print.

@@ -91,6 +91,14 @@ fn describe(kind: &EventKind) -> (String, String, Value) {
             format!("SPI {line} {}", if *high { "high" } else { "low" }),
             json!({"line": line}),
         ),
+        EventKind::Ats { engine, what } => {
+            (engine.to_string(), "ATS".into(), json!({"what": format!("{what:?}")}))
+        }
+        EventKind::Message { address, data, lpi } => (
+            "interrupts".into(),
+            format!("LPI {lpi}"),
+            json!({"address": format!("{address:#x}"), "data": data, "lpi": lpi}),
+        ),
         EventKind::Stale(s) => ("stale reads".into(), "stale read".into(), json!({"text": s.to_string()})),
         EventKind::Note(text) => ("steps".into(), text.clone(), json!({})),
     }

@@ -4,6 +4,7 @@
 //! runaway loop ends with an error that names the line.
 
 mod api;
+mod reports;
 mod world;
 
 use std::cell::{Cell, RefCell};

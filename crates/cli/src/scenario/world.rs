@@ -5,26 +5,31 @@ use std::rc::Rc;
 
 use portcullis_arch::{Access, Attributes};
 use portcullis_board::sim::{
-    EngineSlot, Event, EventKind, Fault, Machine, Options, Recording, TransactionEvent,
+    EngineSlot, Event, EventKind, Explanation, Fault, Machine, Options, Recording, SmmuModel,
+    TransactionEvent,
 };
 use portcullis_board::system::System;
-use portcullis_bus::coherency::Maintenance;
 use portcullis_bus::{DmaFault, Initiator, StaleRead};
-use portcullis_drivers::fault::FaultDetail;
-use portcullis_explain::{CauseContext, causes, story};
+use portcullis_explain::{CauseContext, Seen, Story, causes, causes_v3, story, story_v3};
 use portcullis_iommu::{InstanceId, RoutedFault};
-use portcullis_smmuv2::Outcome;
+use portcullis_smmuv3::Caps;
+use portcullis_walk::CachedEntry;
 use rhai::{Dynamic, Map};
 
 use super::Context;
 use super::api::BootRequest;
+use super::reports;
 use crate::output::{Item, Report};
 
 /// A booted board.
 pub struct World {
     pub system: System,
     faults: RefCell<Vec<RoutedFault>>,
+    /// Faults that a script took and may answer.
+    waiting: RefCell<Vec<RoutedFault>>,
     stale: RefCell<Vec<StaleRead>>,
+    ats: RefCell<Vec<Map>>,
+    messages: RefCell<Vec<Map>>,
 }
 
 impl World {
@@ -39,7 +44,14 @@ impl World {
         if !context.booted.replace(true) {
             context.emit(Item::Boot { text: system.describe() });
         }
-        let world = Rc::new(Self { system, faults: RefCell::default(), stale: RefCell::default() });
+        let world = Rc::new(Self {
+            system,
+            faults: RefCell::default(),
+            waiting: RefCell::default(),
+            stale: RefCell::default(),
+            ats: RefCell::default(),
+            messages: RefCell::default(),
+        });
         world.drain(context);
         Ok(world)
     }
@@ -68,7 +80,18 @@ impl World {
         for event in &events {
             match &event.kind {
                 EventKind::Transaction(t) => self.transaction(context, event.at, t, &stale),
-                EventKind::Stale(s) => context.emit(stale_item(s)),
+                EventKind::Stale(s) => context.emit(reports::stale_item(s)),
+                EventKind::Ats { engine, what } => {
+                    let (kind, text, refused) = reports::ats_text(what);
+                    context.emit(Item::Ats { engine: engine.to_string(), what: kind, text, refused });
+                    self.ats.borrow_mut().push(reports::ats_map(engine, what));
+                }
+                EventKind::Message { address, data, lpi } => {
+                    let address = format!("{address:#x}");
+                    context.emit(Item::Message { address, data: *data, lpi: *lpi });
+                    let values = [("data", i64::from(*data)), ("lpi", i64::from(*lpi))];
+                    self.messages.borrow_mut().push(values.map(|(k, v)| (k.into(), v.into())).into_iter().collect());
+                }
                 EventKind::Register { .. } | EventKind::Interrupt { .. } | EventKind::Note(_) => {}
             }
         }
@@ -88,7 +111,7 @@ impl World {
 
     fn transaction(&self, context: &Context, at: u64, t: &TransactionEvent, stale: &[StaleRead]) {
         for (explanation, cached) in &t.translations {
-            let story = story(explanation, *cached);
+            let story = self.tell(explanation, *cached, self.passed(t));
             context.emit(Item::Explain { engine: t.engine.to_string(), story });
         }
         context.emit(transfer(at.saturating_add(context.epoch.get()), t));
@@ -108,13 +131,12 @@ impl World {
         let Some((done, DmaFault::Bus(_))) = t.error else { return None };
         let machine = self.system.machine();
         let smmu = &machine.smmu_at(machine.engine(&t.engine)?.smmu?)?.model;
-        let from = Initiator::new(t.stream).with_attrs(Attributes::DEVICE_DEFAULT);
-        let explanation = self.quietly(|| smmu.explain(from, t.iova.wrapping_add(done as u64), t.access));
-        let pa = match &explanation.outcome {
-            Outcome::Translated { walked, .. } => walked.pa,
-            Outcome::Bypass { pa, .. } => pa.get(),
-            _ => return None,
+        let from = Initiator {
+            substream: t.substream,
+            ..Initiator::new(t.stream).with_attrs(Attributes::DEVICE_DEFAULT)
         };
+        let explanation = self.quietly(|| smmu.explain(from, t.iova.wrapping_add(done as u64), t.access));
+        let pa = explanation.output()?;
         Some((Fault { explanation, cached: None }, pa))
     }
 
@@ -128,13 +150,18 @@ impl World {
             ram: &ram,
             stale,
             cached: fault.cached,
+            passed: self.passed(t),
             names: &names,
         };
         let slot = machine.engine(&t.engine).and_then(|e| machine.smmu_at(e.smmu?));
-        let find = || slot.map(|s| causes(&s.model, &fault.explanation, &evidence)).unwrap_or_default();
+        let find = || match (slot.map(|s| &s.model), &fault.explanation) {
+            (Some(SmmuModel::V2(model)), Explanation::V2(e)) => causes(model, e, &evidence),
+            (Some(SmmuModel::V3(model)), Explanation::V3(e)) => causes_v3(model, e, &evidence),
+            _ => Vec::new(),
+        };
         Item::Fault {
             engine: t.engine.to_string(),
-            story: story(&fault.explanation, fault.cached),
+            story: self.tell(&fault.explanation, fault.cached, self.passed(t)),
             causes: self.quietly(find),
         }
     }
@@ -158,35 +185,59 @@ impl World {
 
     fn report(&self, fault: &RoutedFault) -> Report {
         let device = self.device_name(fault.instance);
-        let kernel = match &fault.report.detail {
-            FaultDetail::SmmuV2Context(c) => c.linux_lines(&device).to_string(),
-            FaultDetail::SmmuV2Global(g) => g.linux_lines(&device).to_string(),
-            _ => String::new(),
-        };
-        let r = &fault.report;
-        Report {
-            device: fault.name.clone(),
-            reason: r.reason.to_string(),
-            stream: r.stream.map(|s| s.get()),
-            iova: format!("{:#x}", r.iova),
-            access: r.access.to_string(),
-            stage: r.stage,
-            level: r.level,
-            bank: r.bank,
-            stalled: r.stalled,
-            text: r.to_string(),
-            kernel: kernel.lines().map(str::to_string).collect(),
+        reports::report(fault, &device)
+    }
+
+    /// The story of a translation; `passed` if it is known to have gone through by the port alone.
+    pub fn tell(&self, explanation: &Explanation, cached: Option<CachedEntry>, passed: bool) -> Story {
+        match explanation {
+            Explanation::V2(e) => story(e, cached),
+            Explanation::V3(e) => {
+                let model = self.system.machine().smmu_v3();
+                let caps = model.map_or_else(Caps::full, |m| m.caps().clone());
+                story_v3(e, &caps, &Seen { cached, passed })
+            }
         }
+    }
+
+    /// True if a transaction went through and its engine asks the SMMU each time.
+    fn passed(&self, t: &TransactionEvent) -> bool {
+        let engine = self.system.machine().engine(&t.engine);
+        t.error.is_none() && engine.is_some_and(|e| e.atc.is_none())
     }
 
     /// The faults reported since the last call, as maps.
     pub fn take_faults(&self) -> rhai::Array {
-        self.faults.borrow_mut().drain(..).map(|f| Dynamic::from(fault_map(&f))).collect()
+        let mut waiting = self.waiting.borrow_mut();
+        let faults: Vec<_> = self.faults.borrow_mut().drain(..).collect();
+        let map = |fault: RoutedFault| {
+            let id = fault.report.stalled.then(|| {
+                waiting.push(fault.clone());
+                waiting.len() - 1
+            });
+            Dynamic::from(reports::fault_map(&fault, id))
+        };
+        faults.into_iter().map(map).collect()
+    }
+
+    /// A fault that was taken and that somebody waits for, by the number in its map.
+    pub fn waiting(&self, id: usize) -> Option<RoutedFault> {
+        self.waiting.borrow().get(id).cloned()
+    }
+
+    /// What devices with ATS did since the last call, as maps.
+    pub fn take_ats(&self) -> rhai::Array {
+        self.ats.borrow_mut().drain(..).map(Dynamic::from).collect()
+    }
+
+    /// The messages that arrived since the last call, as maps.
+    pub fn take_messages(&self) -> rhai::Array {
+        self.messages.borrow_mut().drain(..).map(Dynamic::from).collect()
     }
 
     /// The stale reads since the last call, as maps.
     pub fn take_stale(&self) -> rhai::Array {
-        self.stale.borrow_mut().drain(..).map(|s| Dynamic::from(stale_map(&s))).collect()
+        self.stale.borrow_mut().drain(..).map(|s| Dynamic::from(reports::stale_map(&s))).collect()
     }
 }
 
@@ -200,60 +251,11 @@ fn transfer(at_ns: u64, t: &TransactionEvent) -> Item {
         at_ns,
         engine: t.engine.to_string(),
         stream: t.stream.get(),
+        substream: t.substream.map(|s| s.get()),
         access: if t.access == Access::Read { "read" } else { "write" },
         iova: format!("{:#x}", t.iova),
         len: t.len,
         done,
         error,
     }
-}
-
-fn missing(s: &StaleRead) -> &'static str {
-    match s.missing {
-        Maintenance::Clean => "clean",
-        Maintenance::Invalidate => "invalidate",
-    }
-}
-
-fn stale_item(s: &StaleRead) -> Item {
-    Item::Stale {
-        reader: s.reader.to_string(),
-        pa: format!("{:#x}", s.pa),
-        seen: format!("{:#x}", s.seen),
-        current: format!("{:#x}", s.current),
-        missing: missing(s).into(),
-        text: s.to_string(),
-    }
-}
-
-fn stale_map(s: &StaleRead) -> Map {
-    let values: [(&str, Dynamic); 6] = [
-        ("reader", s.reader.to_string().into()),
-        ("pa", (s.pa as i64).into()),
-        ("seen", (s.seen as i64).into()),
-        ("current", (s.current as i64).into()),
-        ("missing", missing(s).into()),
-        ("text", s.to_string().into()),
-    ];
-    values.into_iter().map(|(key, value)| (key.into(), value)).collect()
-}
-
-fn fault_map(fault: &RoutedFault) -> Map {
-    let r = &fault.report;
-    let number = |n: Option<u8>| n.map_or(Dynamic::UNIT, |n| i64::from(n).into());
-    let values: [(&str, Dynamic); 12] = [
-        ("reason", r.reason.to_string().into()),
-        ("device", fault.name.clone().map_or(Dynamic::UNIT, Into::into)),
-        ("stream", r.stream.map_or(Dynamic::UNIT, |s| i64::from(s.get()).into())),
-        ("iova", (r.iova.get() as i64).into()),
-        ("access", r.access.to_string().into()),
-        ("instruction", r.instruction.into()),
-        ("privileged", r.privileged.into()),
-        ("stage", number(r.stage)),
-        ("level", number(r.level)),
-        ("bank", number(r.bank)),
-        ("stalled", r.stalled.into()),
-        ("text", r.to_string().into()),
-    ];
-    values.into_iter().map(|(key, value)| (key.into(), value)).collect()
 }

@@ -129,6 +129,7 @@ impl ContextFault {
         FaultReport {
             reason: self.reason(),
             stream: Some(self.stream),
+            substream: None,
             iova: self.iova,
             ipa: self.ipa,
             access: self.access,
@@ -242,6 +243,7 @@ impl GlobalFault {
             reason: self.reason(),
             // A register access of the CPU has no stream, and for an external fault it is unknown.
             stream: (!self.flags.caf() && !self.flags.ef()).then_some(self.stream),
+            substream: None,
             iova: self.iova.unwrap_or_default(),
             ipa: None,
             access: if self.syndrome.wnr() { Access::Write } else { Access::Read },

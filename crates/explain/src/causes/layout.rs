@@ -15,7 +15,7 @@ use crate::probe::{Probe, Register};
 use crate::words;
 
 /// Stage 1 sizes that start each level with its largest table: (TSZ, start level) by granule.
-fn stage1_sizes(granule: Granule) -> &'static [(u8, i8)] {
+pub(crate) fn stage1_sizes(granule: Granule) -> &'static [(u8, i8)] {
     match granule {
         Granule::K4 => &[(25, 1), (16, 0), (34, 2)],
         Granule::K16 => &[(17, 1), (28, 2), (16, 0), (39, 3)],
@@ -25,7 +25,7 @@ fn stage1_sizes(granule: Granule) -> &'static [(u8, i8)] {
 
 /// Stage 2 sizes: (T0SZ, SL0, start level). Smaller starts with several tables in a row are left out except the
 /// usual 40 bits.
-fn stage2_sizes(granule: Granule) -> &'static [(u8, u8, i8)] {
+pub(crate) fn stage2_sizes(granule: Granule) -> &'static [(u8, u8, i8)] {
     match granule {
         Granule::K4 => &[(25, 1, 1), (24, 1, 1), (16, 2, 0), (34, 0, 2)],
         Granule::K16 => &[(17, 2, 1), (28, 1, 2)],
@@ -104,7 +104,7 @@ fn candidates<M: Memory>(probe: &Probe<'_, M>, b: &BankView, half: usize, wide: 
     found
 }
 
-fn tg0(g: Granule) -> u8 {
+pub(crate) fn tg0(g: Granule) -> u8 {
     match g {
         Granule::K4 => 0,
         Granule::K64 => 1,
@@ -112,7 +112,7 @@ fn tg0(g: Granule) -> u8 {
     }
 }
 
-fn tg1(g: Granule) -> u8 {
+pub(crate) fn tg1(g: Granule) -> u8 {
     match g {
         Granule::K16 => 1,
         Granule::K4 => 2,

@@ -3,10 +3,10 @@
 //! Evidence comes from the SMMU itself: other stream match groups, neighbouring addresses, everything that is mapped, and
 //! experiments on a copy of the registers. A guess that an experiment confirmed stands before one that it did not.
 
-mod layout;
+pub(crate) mod layout;
 mod stream;
-mod translation;
-mod walk_end;
+pub(crate) mod translation;
+pub(crate) mod walk_end;
 
 use std::fmt;
 
@@ -32,18 +32,20 @@ pub struct CauseContext<'a> {
     pub stale: &'a [StaleRead],
     /// The TLB entry that the transaction would hit.
     pub cached: Option<CachedEntry>,
+    /// The transaction went through, whatever registers and tables say (see [`Seen::passed`](crate::Seen::passed)).
+    pub passed: bool,
     /// Names of masters by stream, such as their device-tree nodes.
     pub names: &'a [(StreamId, String)],
 }
 
 impl CauseContext<'_> {
     /// True if `pa` is RAM; false also if no RAM is known.
-    fn is_ram(&self, pa: u64) -> bool {
+    pub(crate) fn is_ram(&self, pa: u64) -> bool {
         self.ram.iter().any(|(base, size)| pa.wrapping_sub(*base) < *size)
     }
 
     /// What is at a physical address.
-    fn place(&self, pa: u64) -> &'static str {
+    pub(crate) fn place(&self, pa: u64) -> &'static str {
         match (self.ram.is_empty(), self.is_ram(pa)) {
             (true, _) => "whatever is there",
             (_, true) => "RAM",
@@ -52,7 +54,7 @@ impl CauseContext<'_> {
     }
 
     /// `stream 0x14e8 (FPD DMA channel 0 (...), dma@fd500000)`.
-    fn describe(&self, stream: StreamId) -> String {
+    pub(crate) fn describe(&self, stream: StreamId) -> String {
         let mut known: Vec<String> = Vec::new();
         if self.zynqmp {
             known.extend(zynqmp::decode(stream).map(|d| d.to_string()));
@@ -139,6 +141,28 @@ pub enum CauseKind {
     Stage2NotMapped,
     /// Stage 2 forbids it.
     Stage2Forbids,
+    /// SMMUv3: the SMMU is off, and GBPA decides.
+    SmmuOff,
+    /// SMMUv3: a stream table entry that is not valid (V = 0).
+    InvalidStreamEntry,
+    /// SMMUv3: a stream table entry that breaks a rule.
+    IllegalStreamEntry,
+    /// SMMUv3: a context descriptor that is not valid (V = 0).
+    InvalidContextDescriptor,
+    /// SMMUv3: a context descriptor that breaks a rule.
+    IllegalContextDescriptor,
+    /// SMMUv3: nobody is bound to this substream (PASID).
+    SubstreamNotBound,
+    /// SMMUv3: the stream does not take substreams, or not so many.
+    SubstreamsOff,
+    /// SMMUv3: STE.S1DSS does not allow this kind of transaction.
+    StreamDisabled,
+    /// SMMUv3: CD.EPD stops walks for the address.
+    WalksDisabled,
+    /// SMMUv3: the stream table, or a table of context descriptors, is where no memory answers.
+    ConfigOutsideMemory,
+    /// SMMUv3: the configuration cache holds something else than the stream table or the context descriptors.
+    MissingConfigInvalidation,
 }
 
 /// One likely cause.
@@ -155,14 +179,14 @@ pub struct Cause {
 }
 
 impl Cause {
-    fn new(kind: CauseKind, what: impl Into<String>, fix: impl Into<String>) -> Self {
+    pub(crate) fn new(kind: CauseKind, what: impl Into<String>, fix: impl Into<String>) -> Self {
         Self { kind, what: what.into(), evidence: Vec::new(), fix: fix.into() }
     }
-    fn because(mut self, evidence: impl Into<String>) -> Self {
+    pub(crate) fn because(mut self, evidence: impl Into<String>) -> Self {
         self.evidence.push(evidence.into());
         self
     }
-    fn because_all(mut self, evidence: impl IntoIterator<Item = String>) -> Self {
+    pub(crate) fn because_all(mut self, evidence: impl IntoIterator<Item = String>) -> Self {
         self.evidence.extend(evidence);
         self
     }
@@ -201,7 +225,7 @@ fn of_outcome<M: Memory>(probe: &Probe<'_, M>, e: &Explanation, ctx: &CauseConte
             walk_end::translated(e, ctx, walked.pa, walked.size_log2).into_iter().collect()
         }
         Outcome::Fault { fault, incoming } => {
-            let mut found: Vec<Cause> = walk_end::stale_tables(e, ctx).into_iter().collect();
+            let mut found: Vec<Cause> = walk_end::stale_tables(&e.walk, ctx).into_iter().collect();
             found.extend(match fault.kind {
                 FaultKind::Translation => translation::causes(probe, e, ctx, fault),
                 FaultKind::AddressSize => walk_end::address_size(probe, e, ctx, fault),

@@ -14,7 +14,7 @@ use crate::probe::Probe;
 use crate::words;
 
 /// Walks spent on finding out what is mapped.
-const BUDGET: usize = 8192;
+pub(crate) const BUDGET: usize = 8192;
 
 /// Causes by how well they are supported; ranks are compared, their values mean nothing else.
 pub(super) fn causes<M: Memory>(
@@ -51,11 +51,11 @@ pub(super) fn causes<M: Memory>(
                 if steps.len() == 1 {
                     ranked.extend(empty_table(probe, b, bank::half(b, probe.config(), va), granule));
                 }
-                ranked.push((65, not_mapped(probe, e, step, &all)));
+                ranked.push((65, not_mapped(va, step, &all, no_snoop(probe.config().coherent_walk, "CTTW"))));
             }
         }
         ranked.extend(neighbours(va, page, below, above, &all));
-        ranked.extend(other_address(e, ctx, &all));
+        ranked.extend(other_address(va, ctx, &all));
     }
     if ranked.iter().any(|(_, cause)| cause.kind == CauseKind::LayoutMismatch) {
         // Misread tables make everything look unmapped: what else was guessed from them means little.
@@ -140,7 +140,7 @@ fn empty_table<M: Memory>(
 }
 
 /// Notes that a TTBR looks like a kernel pointer.
-pub(super) fn virtual_base(cause: Cause, ttbr: u64) -> Cause {
+pub(crate) fn virtual_base(cause: Cause, ttbr: u64) -> Cause {
     if ttbr >> 48 == 0xffff {
         cause.because(format!("TTBR {ttbr:#x} looks like a kernel virtual address (virt_to_phys is missing)"))
     } else {
@@ -148,13 +148,16 @@ pub(super) fn virtual_base(cause: Cause, ttbr: u64) -> Cause {
     }
 }
 
-fn not_mapped<M: Memory>(probe: &Probe<'_, M>, e: &Explanation, step: &Step, all: &Mappings) -> Cause {
-    let va = e.va.get();
-    let walker = if probe.config().coherent_walk {
-        ""
-    } else {
-        "; this SMMU's walker does not look into CPU caches (IDR0.CTTW=0): clean descriptors after writing them"
-    };
+/// What to think of where the walker does not look into CPU caches; `bit` is the bit of IDR0 that says so.
+pub(crate) fn no_snoop(coherent: bool, bit: &str) -> String {
+    if coherent {
+        return String::new();
+    }
+    format!("; this SMMU's walker does not look into CPU caches (IDR0.{bit}=0): clean descriptors after writing them")
+}
+
+/// Nothing is mapped at `va`; `walker` is [`no_snoop`].
+pub(crate) fn not_mapped(va: u64, step: &Step, all: &Mappings, walker: String) -> Cause {
     let mut cause = Cause::new(
         CauseKind::NotMapped,
         format!("nothing is mapped at {va:#x}"),
@@ -180,7 +183,7 @@ fn not_mapped<M: Memory>(probe: &Probe<'_, M>, e: &Explanation, step: &Step, all
 }
 
 /// The page before, or after, is mapped.
-fn neighbours(
+pub(crate) fn neighbours(
     va: u64,
     page: u64,
     below: Option<(u64, u8)>,
@@ -213,8 +216,7 @@ fn neighbours(
 }
 
 /// The address looks like one of another kind.
-fn other_address(e: &Explanation, ctx: &CauseContext<'_>, all: &Mappings) -> Vec<(u8, Cause)> {
-    let va = e.va.get();
+pub(crate) fn other_address(va: u64, ctx: &CauseContext<'_>, all: &Mappings) -> Vec<(u8, Cause)> {
     let mut found = Vec::new();
     if va >> 32 == 0 {
         let whole = all.ranges.iter().filter(|m| m.end() >> 32 != 0).find_map(|m| {

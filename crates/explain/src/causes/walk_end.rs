@@ -6,7 +6,7 @@ use portcullis_arch::smmuv2::{S2cr, Sctlr, address_bits};
 use portcullis_bus::Memory;
 use portcullis_bus::coherency::Maintenance;
 use portcullis_smmuv2::{Explanation, Outcome};
-use portcullis_walk::{Fault, Rule, TableFormat};
+use portcullis_walk::{Fault, Rule, Step, TableFormat};
 
 use super::translation::virtual_base;
 use super::{Cause, CauseContext, CauseKind, layout};
@@ -17,11 +17,11 @@ use crate::probe::{Probe, Register};
 use crate::words;
 
 /// A descriptor of this walk was read while a newer value was still in the CPU's cache.
-pub(super) fn stale_tables(e: &Explanation, ctx: &CauseContext<'_>) -> Option<Cause> {
-    let places = outcome::descriptor_places(e);
+pub(crate) fn stale_tables(walk: &[Step], ctx: &CauseContext<'_>) -> Option<Cause> {
+    let places = outcome::descriptor_places(walk);
     let (stale, step) = ctx.stale.iter().filter(|s| s.missing == Maintenance::Clean).find_map(|s| {
         let at = places.iter().position(|p| p.is_some_and(|p| p & !7 == s.pa))?;
-        Some((s, e.walk.get(at)?))
+        Some((s, walk.get(at)?))
     })?;
     Some(
         Cause::new(
@@ -39,7 +39,7 @@ pub(super) fn stale_tables(e: &Explanation, ctx: &CauseContext<'_>) -> Option<Ca
 
 /// Oddities of a transaction that was translated.
 pub(super) fn translated(e: &Explanation, ctx: &CauseContext<'_>, pa: u64, size_log2: u8) -> Vec<Cause> {
-    let mut found: Vec<Cause> = stale_tables(e, ctx).into_iter().collect();
+    let mut found: Vec<Cause> = stale_tables(&e.walk, ctx).into_iter().collect();
     let off = e.bank.filter(|b| e.walk.is_empty() && !Sctlr::from_bits(b.sctlr).m());
     if let Some(b) = off {
         found.push(
@@ -55,32 +55,33 @@ pub(super) fn translated(e: &Explanation, ctx: &CauseContext<'_>, pa: u64, size_
             )),
         );
     }
+    found.extend(stale_buffer(ctx, pa, size_log2));
+    found
+}
+
+/// The data of a page was read while a newer value was elsewhere.
+pub(crate) fn stale_buffer(ctx: &CauseContext<'_>, pa: u64, size_log2: u8) -> Option<Cause> {
     let page = 1u64.checked_shl(size_log2.into()).unwrap_or(0);
     let first = pa & !page.wrapping_sub(1);
-    if let Some(s) = ctx.stale.iter().find(|s| s.pa.wrapping_sub(first) < page) {
-        let (when, how) = match s.missing {
-            Maintenance::Clean => {
-                ("the CPU's data was still in its cache when the device read", "dma_sync_*_for_device")
-            }
-            Maintenance::Invalidate => (
-                "the CPU still held the old line when it read what the device had written",
-                "dma_sync_*_for_cpu",
-            ),
-        };
-        found.push(
-            Cause::new(
-                CauseKind::BufferNotMaintained,
-                format!("stale data in the buffer: {when}"),
-                format!(
-                    "missing: {} ({how}); or a coherent path: a port through the CCI, dma-coherent in the node and cacheable, \
-                     shareable mappings",
-                    s.missing
-                ),
-            )
-            .because(format!("{} saw {:#x} at {:#x}, written was {:#x}", s.reader, s.seen, s.pa, s.current)),
-        );
-    }
-    found
+    let s = ctx.stale.iter().find(|s| s.pa.wrapping_sub(first) < page)?;
+    let (when, how) = match s.missing {
+        Maintenance::Clean => {
+            ("the CPU's data was still in its cache when the device read", "dma_sync_*_for_device")
+        }
+        Maintenance::Invalidate => {
+            ("the CPU still held the old line when it read what the device had written", "dma_sync_*_for_cpu")
+        }
+    };
+    let cause = Cause::new(
+        CauseKind::BufferNotMaintained,
+        format!("stale data in the buffer: {when}"),
+        format!(
+            "missing: {} ({how}); or a coherent path: a port through the CCI, dma-coherent in the node and cacheable, \
+             shareable mappings",
+            s.missing
+        ),
+    );
+    Some(cause.because(format!("{} saw {:#x} at {:#x}, written was {:#x}", s.reader, s.seen, s.pa, s.current)))
 }
 
 /// An address in the tables is too wide.
@@ -261,7 +262,7 @@ fn forbidden<M: Memory>(
             .because(format!("it is an instruction fetch because {source}"))
             .because_all(try_it(s2cr.with_instcfg(2), "INSTCFG = 2 (data)"))
         }
-        (Why::Secure, _) => Cause::new(
+        (Why::Secure | Why::PrivilegedAccessNever, _) => Cause::new(
             CauseKind::SecureInstructionFetch,
             format!("a secure instruction fetch of {:#x} from non-secure memory", e.va),
             "drive AxPROT[2]=0 (data), or write S2CR.INSTCFG = 2",
@@ -281,7 +282,7 @@ pub(super) fn external<M: Memory>(
     let Some(b) = outcome::bank_of_stage(e, fault.stage) else { return found };
     let steps = outcome::steps_of_stage(e, fault);
     let Some(step) = steps.last() else { return found };
-    let place = e.walk.len().checked_sub(1).and_then(|i| *outcome::descriptor_places(e).get(i)?);
+    let place = e.walk.len().checked_sub(1).and_then(|i| *outcome::descriptor_places(&e.walk).get(i)?);
     let at = place.unwrap_or(step.address);
     let ram: Vec<String> =
         ctx.ram.iter().map(|(base, size)| format!("{base:#x}..{:#x}", base.wrapping_add(*size))).collect();

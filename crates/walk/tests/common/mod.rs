@@ -1,8 +1,10 @@
 //! What the tests share: a memory of single words that logs its reads, plain parameters to start from, and an SMMU
 //! with settable configuration for ports.
-#![allow(dead_code)]
+#![allow(dead_code, unused_imports)]
 
 pub mod unit;
+
+pub use portcullis_walk::Updates;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Mutex;
@@ -10,7 +12,9 @@ use std::sync::Mutex;
 use portcullis_arch::vmsa::Granule;
 use portcullis_arch::{Access, Attributes, Pa};
 use portcullis_bus::{BusError, Memory};
-use portcullis_walk::{AccessKind, Flat, Nested, Region, Split, Stage1, Stage2, TableFormat};
+use portcullis_walk::{
+    AccessKind, AddressFormat, FlagUpdate, Flat, Nested, Region, Split, Stage1, Stage2, TableFormat,
+};
 
 pub const A: Attributes = Attributes::DEVICE_DEFAULT;
 
@@ -63,6 +67,9 @@ pub struct Words {
     words: Mutex<BTreeMap<u64, u64>>,
     refused: Mutex<BTreeSet<u64>>,
     log: Mutex<Vec<(u64, u64, Attributes)>>,
+    updates: Mutex<Vec<(u64, u64, u64)>>,
+    races: Mutex<BTreeMap<u64, Vec<u64>>>,
+    fixed: Mutex<BTreeSet<u64>>,
 }
 
 impl Words {
@@ -82,6 +89,18 @@ impl Words {
     /// Reads of this word abort.
     pub fn refuse(&self, at: u64) {
         self.refused.lock().unwrap().insert(at);
+    }
+    /// Updates of this word abort.
+    pub fn refuse_update(&self, at: u64) {
+        self.fixed.lock().unwrap().insert(at);
+    }
+    /// Somebody else stores these values, one before each of the next updates of this word is tried.
+    pub fn race(&self, at: u64, values: &[u64]) {
+        self.races.lock().unwrap().insert(at, values.iter().rev().copied().collect());
+    }
+    /// The updates that were made since the last call: address, old and new value.
+    pub fn take_updates(&self) -> Vec<(u64, u64, u64)> {
+        std::mem::take(&mut self.updates.lock().unwrap())
     }
     /// What was read since the last call: address, value, attributes of the access.
     pub fn take_log(&self) -> Vec<(u64, u64, Attributes)> {
@@ -124,13 +143,33 @@ impl Memory for Words {
         self.log.lock().unwrap().push((at, value.into(), attrs));
         Ok(value)
     }
-    fn cas64(&self, _: Pa, _: Attributes, _: u64, _: u64) -> Result<u64, BusError> {
-        Err(BusError::Slave)
+    fn cas64(&self, pa: Pa, _: Attributes, expected: u64, new: u64) -> Result<u64, BusError> {
+        let at = pa.get();
+        if !at.is_multiple_of(8) || self.fixed.lock().unwrap().contains(&at) {
+            return Err(BusError::Slave);
+        }
+        if let Some(value) = self.races.lock().unwrap().get_mut(&at).and_then(Vec::pop) {
+            self.set(at, value);
+        }
+        let held = self.get(at);
+        if held == expected {
+            self.set(at, new);
+            self.updates.lock().unwrap().push((at, held, new));
+        }
+        Ok(held)
     }
 }
 
 pub fn region(base: u64, granule: Granule, start_level: i8, input_bits: u8) -> Region {
-    Region { base, granule, start_level, input_bits, walk_attrs: A, flat_attributes: false }
+    Region {
+        base,
+        granule,
+        start_level,
+        input_bits,
+        walk_attrs: A,
+        flat_attributes: false,
+        address: AddressFormat::Bits48,
+    }
 }
 
 pub const LINUX_MAIR: u64 = 0xf404_ff44;
@@ -154,6 +193,10 @@ pub fn stage1(region0: Option<Region>, region1: Option<Region>) -> Stage1 {
         access_flag_enable: false,
         secure: false,
         secure_fetch_only: false,
+        flags: FlagUpdate::OFF,
+        e0pd: [false; 2],
+        pan: false,
+        sh_override: [None; 2],
     }
 }
 
@@ -167,6 +210,11 @@ pub fn stage2(region: Region) -> Stage2 {
         big_endian: false,
         protect_walks: false,
         range_fault_level: 0,
+        flags: FlagUpdate::OFF,
+        xnx: false,
+        fwb: false,
+        leaf_hints: true,
+        sh_override: None,
     }
 }
 

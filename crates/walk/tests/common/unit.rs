@@ -21,12 +21,14 @@ pub fn key(stage: TlbStage, asid: u16) -> ContextKey {
 
 pub fn context(key: ContextKey, stages: Nested) -> Context {
     let incoming = Attributes::DEVICE_DEFAULT;
-    Context { key, bank: 0, va_mask: (1 << 49) - 1, stages, incoming, after: None, cacheable: true }
+    Context { key, token: 0, va_mask: (1 << 49) - 1, stages, incoming, after: None, cacheable: true }
 }
 
 #[derive(Clone)]
 pub enum Setting {
     Bypass(u64),
+    /// Bypass that refuses what does not fit, without an abort.
+    Strict(u64),
     Translate(Arc<Context>),
     Refuse(FaultOutcome),
 }
@@ -103,7 +105,7 @@ impl Tcu for Unit {
     fn walker(&self) -> &SystemMemory {
         &self.walker
     }
-    fn resolve(&self, from: &Initiator, _: u64, _: Access) -> Resolution {
+    fn resolve(&self, from: &Initiator, va: u64, _: Access) -> Resolution {
         let attrs = from.attrs;
         let mut state = self.state.lock().unwrap();
         let name = from.substream.map_or(from.stream.get(), |s| SUBSTREAM | s.get());
@@ -113,7 +115,11 @@ impl Tcu for Unit {
             self.log.publish(Invalidation::Config);
         }
         match now {
-            Some(Setting::Bypass(mask)) => Resolution::Bypass { attrs, mask },
+            Some(Setting::Bypass(mask)) => Resolution::Bypass { attrs, mask, strict: false },
+            Some(Setting::Strict(mask)) if va & !mask != 0 => {
+                Resolution::Refused(FaultOutcome::Terminate { abort: false })
+            }
+            Some(Setting::Strict(mask)) => Resolution::Bypass { attrs, mask, strict: true },
             Some(Setting::Translate(c)) => {
                 let incoming = c
                     .incoming

@@ -3,12 +3,12 @@
 use std::rc::Rc;
 use std::sync::Arc;
 
-use portcullis_arch::{Access, Attributes, Iova, Pa, StreamId};
-use portcullis_board::sim::Registers;
-use portcullis_board::system::Channel;
+use portcullis_arch::smmuv3::Command;
+use portcullis_arch::{Access, Attributes, Iova, Pa, StreamId, SubstreamId};
+use portcullis_board::sim::{Explanation, Registers};
+use portcullis_board::system::{Channel, SmmuV3};
 use portcullis_bus::Initiator;
 use portcullis_drivers::ops::{DomainSpec, FaultModel, Paging, StreamOverrides};
-use portcullis_explain::story;
 use portcullis_hal::{DmaMemory, Mmio};
 use portcullis_iommu::{BindOptions, DeviceId, FaultReport, FaultResponse, Process, ProcessConfig};
 use rhai::{Array, Dynamic, Engine, Map};
@@ -98,13 +98,19 @@ impl Board {
         Ok(engine)
     }
 
+    fn tester(&mut self, name: &str) -> Result<EngineHandle> {
+        let engine = self.engine(name)?;
+        engine.tester().map(|_| ())?;
+        Ok(engine)
+    }
+
     fn channels(&mut self) -> Array {
         let make = |c: &Channel| EngineHandle { board: self.clone(), name: c.name.to_string() };
         self.world.system.channels().iter().map(|c| Dynamic::from(make(c))).collect()
     }
 
     fn alloc(&self, spec: DomainSpec, model: FaultModel) -> Result<DomainHandle> {
-        let Some((instance, _)) = self.world.system.smmu() else {
+        let Some(instance) = self.world.system.iommu() else {
             return fail("this board has no SMMU in use");
         };
         let domain = self.world.system.core().alloc_domain_with(instance, spec, model).or_else(fail)?;
@@ -226,6 +232,49 @@ impl Board {
         Ok(())
     }
 
+    fn bind_substream(&mut self, engine: EngineHandle, process: ProcessHandle, changes: Map) -> Result<i64> {
+        self.same(&process.board)?;
+        let device = self.device(&engine)?;
+        let mut options = BindOptions::default();
+        for (key, value) in changes {
+            match (key.as_str(), value.as_bool().ok()) {
+                ("stall", Some(on)) => options.fault_model.stall = on,
+                _ => return fail(format!("bind_substream: {key} is not stall with true or false")),
+            }
+        }
+        let core = self.world.system.core();
+        let (substream, _) = core.bind_substream(device, process.process.clone(), options).or_else(fail)?;
+        self.drain();
+        Ok(i64::from(substream.get()))
+    }
+
+    fn unbind_substream(&mut self, engine: EngineHandle, substream: i64) -> Result<()> {
+        let device = self.device(&engine)?;
+        let substream = SubstreamId(number("substream", substream)?);
+        self.world.system.core().unbind_substream(device, substream).or_else(fail)?;
+        self.drain();
+        Ok(())
+    }
+
+    fn ats(&mut self, engine: EngineHandle, on: bool, page_requests: bool) -> Result<()> {
+        self.same(&engine.board)?;
+        if !self.world.system.enable_ats(&engine.name, on, page_requests) {
+            return fail(format!("{} has no address translation services", engine.name));
+        }
+        Ok(())
+    }
+
+    /// Answers a fault that waits: one of those that `faults` gave.
+    fn answer(&mut self, fault: Map, retry: bool) -> Result<()> {
+        let id = fault.get("id").and_then(|v| v.as_int().ok()).and_then(|v| usize::try_from(v).ok());
+        let Some(fault) = id.and_then(|id| self.world.waiting(id)) else {
+            return fail("nobody waits for an answer to this: it is no stalled fault of this board");
+        };
+        let response = if retry { FaultResponse::Resolved } else { FaultResponse::Terminate };
+        self.world.system.core().answer(fault.instance, &fault.report, response).or_else(fail)?;
+        self.settle()
+    }
+
     fn resume(&mut self, domain: DomainHandle, retry: bool) -> Result<()> {
         self.same(&domain.board)?;
         let Some(bank) = domain.domain.bank() else { return fail("this domain has no context bank") };
@@ -327,21 +376,74 @@ impl Board {
         self.settle()
     }
 
-    fn explain(&mut self, engine: EngineHandle, iova: i64, access: &str) -> Result<String> {
+    fn smmu_v3(&self) -> Result<&SmmuV3> {
+        match self.world.system.smmu_v3() {
+            Some((_, driver)) => Ok(driver),
+            None => fail("this board has no SMMUv3 in use"),
+        }
+    }
+
+    /// Puts a command of two words into the SMMUv3's queue as it is, then CMD_SYNC, and waits. Gives what the driver says
+    /// about it: nothing, or why it was refused.
+    fn command(&mut self, first: i64, second: i64) -> Result<String> {
+        let command = Command([address(first), address(second)]);
+        let result = self.smmu_v3()?.commands().issue_sync(&[command]);
+        self.settle()?;
+        Ok(result.err().map_or(String::new(), |e| e.to_string()))
+    }
+
+    /// Lets the driver of every SMMU look at its queues and error registers, as an interrupt would.
+    fn poll(&mut self) -> Result<i64> {
+        let mut handled = 0;
+        for smmu in self.world.system.smmus() {
+            handled += self.world.system.core().handle_irq(smmu.instance).or_else(fail)?;
+        }
+        self.settle()?;
+        Ok(handled as i64)
+    }
+
+    /// Where the STE of an engine's stream is, or a CD of it.
+    fn config_address(&mut self, engine: &EngineHandle, substream: Option<i64>, cd: bool) -> Result<i64> {
+        let explanation = self.look(engine, substream, 0, Access::Read)?;
+        let Some(e) = explanation.v3() else { return fail("this board has no SMMUv3 in use") };
+        let at = if cd { e.cd.map(|(at, _)| at) } else { e.ste.map(|(at, _)| at) };
+        match at {
+            Some(at) => Ok(at.get() as i64),
+            None => fail(format!("{} has none: {}", engine.name, e.rule)),
+        }
+    }
+
+    fn look(&self, engine: &EngineHandle, substream: Option<i64>, iova: i64, access: Access) -> Result<Explanation> {
         self.same(&engine.board)?;
-        let access = match access {
-            "read" => Access::Read,
-            "write" => Access::Write,
-            other => return fail(format!("{other:?} is not \"read\" or \"write\"")),
-        };
         let machine = self.world.system.machine();
         let slot = machine.engine(&engine.name);
         let Some((slot, smmu)) = slot.and_then(|s| Some((s, machine.smmu_at(s.smmu?)?))) else {
             return fail(format!("{} is not behind an SMMU that is in use", engine.name));
         };
-        let from = Initiator::new(slot.stream).with_attrs(Attributes::DEVICE_DEFAULT);
-        let look = || smmu.model.explain(from, Iova(address(iova)), access);
-        let story = story(&self.world.quietly(look), None);
+        let mut from = Initiator::new(slot.stream).with_attrs(Attributes::DEVICE_DEFAULT);
+        if let Some(n) = substream {
+            from.substream = Some(SubstreamId(number("substream", n)?));
+        }
+        Ok(self.world.quietly(|| smmu.model.explain(from, Iova(address(iova)), access)))
+    }
+
+    fn explain(&mut self, engine: EngineHandle, iova: i64, access: &str) -> Result<String> {
+        self.explain_of(engine, None, iova, access)
+    }
+
+    fn explain_of(
+        &mut self,
+        engine: EngineHandle,
+        substream: Option<i64>,
+        iova: i64,
+        access: &str,
+    ) -> Result<String> {
+        let access = match access {
+            "read" => Access::Read,
+            "write" => Access::Write,
+            other => return fail(format!("{other:?} is not \"read\" or \"write\"")),
+        };
+        let story = self.world.tell(&self.look(&engine, substream, iova, access)?, None, false);
         let text = story.to_string();
         self.context.emit(Item::Explain { engine: engine.name, story });
         Ok(text)
@@ -364,6 +466,7 @@ pub fn register(engine: &mut Engine, context: &Rc<Context>) {
     engine.register_fn("engine", Board::engine);
     engine.register_fn("channel", Board::channel);
     engine.register_fn("writer", Board::writer);
+    engine.register_fn("tester", Board::tester);
     engine.register_fn("channels", Board::channels);
     engine.register_fn("domain", |b: &mut Board| b.domain("stage1"));
     engine.register_fn("domain", Board::domain);
@@ -376,7 +479,15 @@ pub fn register(engine: &mut Engine, context: &Rc<Context>) {
     engine.register_fn("bind", |b: &mut Board, e: EngineHandle, p: ProcessHandle| b.bind(e, p, Map::new()));
     engine.register_fn("bind", Board::bind);
     engine.register_fn("unbind", Board::unbind);
+    engine.register_fn("bind_substream", |b: &mut Board, e: EngineHandle, p: ProcessHandle| {
+        b.bind_substream(e, p, Map::new())
+    });
+    engine.register_fn("bind_substream", Board::bind_substream);
+    engine.register_fn("unbind_substream", Board::unbind_substream);
+    engine.register_fn("ats", |b: &mut Board, e: EngineHandle, on: bool| b.ats(e, on, false));
+    engine.register_fn("ats", Board::ats);
     engine.register_fn("resume", Board::resume);
+    engine.register_fn("resume", Board::answer);
     engine.register_fn("settle", |b: &mut Board| b.settle());
 
     engine
@@ -394,7 +505,19 @@ pub fn register(engine: &mut Engine, context: &Rc<Context>) {
     engine.register_fn("mmio_read32", Board::mmio_read32);
     engine.register_fn("mmio_write32", Board::mmio_write32);
     engine.register_fn("explain", Board::explain);
+    engine.register_fn("explain", |b: &mut Board, e: EngineHandle, substream: i64, iova: i64, access: &str| {
+        b.explain_of(e, Some(substream), iova, access)
+    });
+    engine.register_fn("command", Board::command);
+    engine.register_fn("poll", Board::poll);
+    engine.register_fn("ste", |b: &mut Board, e: EngineHandle| b.config_address(&e, None, false));
+    engine.register_fn("cd", |b: &mut Board, e: EngineHandle| b.config_address(&e, None, true));
+    engine.register_fn("cd", |b: &mut Board, e: EngineHandle, substream: i64| {
+        b.config_address(&e, Some(substream), true)
+    });
     engine.register_fn("owner", Board::owner);
     engine.register_fn("faults", |b: &mut Board| b.world.take_faults());
     engine.register_fn("stale_reads", |b: &mut Board| b.world.take_stale());
+    engine.register_fn("ats_events", |b: &mut Board| b.world.take_ats());
+    engine.register_fn("messages", |b: &mut Board| b.world.take_messages());
 }

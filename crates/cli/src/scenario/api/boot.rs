@@ -4,13 +4,14 @@ use std::collections::BTreeMap;
 
 use portcullis_arch::Pa;
 use portcullis_board::MachineDescription;
-use portcullis_board::machine::MemoryRegion;
+use portcullis_board::machine::{MemoryRegion, SmmuV3Preset};
 use portcullis_board::system::BootOptions;
 use portcullis_board::tree::Region;
 use portcullis_iommu::DefaultDomain;
 use rhai::{Array, Dynamic, Map};
 
-const KNOWN: &str = "cpu_cache, bypass_unmatched, default_domain, streams, coherent, memory";
+const KNOWN: &str = "cpu_cache, bypass_unmatched, default_domain, streams, coherent, memory, smmu, messages, stream_bits, \
+                     queue_log2, unbound";
 
 /// What a script asked for at boot.
 #[derive(Default)]
@@ -23,6 +24,8 @@ pub struct BootRequest {
     coherent: BTreeMap<String, bool>,
     /// RAM that the tree does not have: base and size.
     memory: Vec<(u64, u64)>,
+    /// What every SMMUv3 is, instead of what the tree says.
+    preset: Option<SmmuV3Preset>,
 }
 
 impl BootRequest {
@@ -75,6 +78,33 @@ impl BootRequest {
                     self.memory.push((super::address(*base), super::address(*size)));
                 }
             }
+            "smmu" => {
+                self.preset = match value.into_string().as_deref() {
+                    Ok("full") => Some(SmmuV3Preset::Full),
+                    Ok("small") => Some(SmmuV3Preset::Small),
+                    Ok("qemu-virt") => Some(SmmuV3Preset::QemuVirt),
+                    _ => return Err(Some("\"full\", \"small\" or \"qemu-virt\"")),
+                };
+            }
+            "messages" => self.options.v3.messages = boolean(value)?,
+            "stream_bits" => {
+                let bits = value.as_int().ok().and_then(|v| u8::try_from(v).ok()).filter(|v| *v <= 32);
+                self.options.v3.stream_bits = Some(bits.ok_or(Some("a number of bits up to 32"))?);
+            }
+            "queue_log2" => {
+                const WANT: &str = "a list of three: log2 of the entries for commands, events, page requests";
+                let sizes = value.into_typed_array::<i64>().map_err(|_| Some(WANT))?;
+                let sizes: Option<Vec<u8>> = sizes.into_iter().map(|v| u8::try_from(v).ok()).collect();
+                let sizes = sizes.and_then(|v| <[u8; 3]>::try_from(v).ok());
+                let sizes = sizes.filter(|v| v.iter().all(|n| *n <= 19)).ok_or(Some(WANT))?;
+                self.options.v3.queue_log2 = Some(sizes);
+            }
+            "unbound" => {
+                const WANT: &str = "a list of device names";
+                for name in value.try_cast::<Array>().ok_or(Some(WANT))? {
+                    self.options.unbound.insert(name.into_string().map_err(|_| Some(WANT))?);
+                }
+            }
             _ => return Err(None),
         }
         Ok(())
@@ -87,7 +117,8 @@ impl BootRequest {
             let channels = description.dma_channels.iter_mut().map(|c| (&c.node, &mut c.dma_coherent));
             let writers = description.pl_writers.iter_mut().map(|w| (&w.node, &mut w.dma_coherent));
             let mut found = false;
-            for (node, coherent) in smmus.chain(channels).chain(writers) {
+            let devices = description.test_devices.iter_mut().map(|d| (&d.node, &mut d.dma_coherent));
+            for (node, coherent) in smmus.chain(channels).chain(writers).chain(devices) {
                 if node.name == *name || node.path == *name || node.labels.contains(name) {
                     *coherent = *on;
                     found = true;
@@ -95,6 +126,12 @@ impl BootRequest {
             }
             if !found {
                 return Err(format!("boot: coherent names {name:?}, which is no node of this board"));
+            }
+        }
+        if let Some(preset) = self.preset {
+            let v3 = description.smmus.iter_mut().filter_map(|s| s.v3.as_mut());
+            if v3.map(|v3| v3.preset = preset).count() == 0 {
+                return Err("boot: smmu is for boards with an SMMUv3".into());
             }
         }
         for (base, size) in &self.memory {

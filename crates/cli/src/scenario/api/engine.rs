@@ -3,7 +3,8 @@
 use portcullis_arch::Iova;
 use portcullis_arch::plwriter::Response;
 use portcullis_board::sim::{EngineSlot, Registers};
-use portcullis_board::system::{Channel, Writer};
+use portcullis_board::system::{Channel, Tester, Writer};
+use portcullis_drivers::testdev::{Pasid, TestDeviceError};
 use portcullis_drivers::zdma::{Cookie, Progress};
 use portcullis_hal::Mmio;
 use rhai::{Engine, Map};
@@ -25,7 +26,16 @@ pub struct EngineHandle {
 #[derive(Clone)]
 struct Transfer {
     engine: EngineHandle,
-    cookie: Cookie,
+    work: Work,
+}
+
+/// What it is known by.
+#[derive(Clone, Copy)]
+enum Work {
+    /// At a DMA channel.
+    Channel(Cookie),
+    /// At a test device: transfers that had ended before, and bytes.
+    Tester(u32, u64),
 }
 
 /// What a transfer came to.
@@ -54,6 +64,13 @@ impl EngineHandle {
         }
     }
 
+    pub fn tester(&self) -> Result<&Tester> {
+        match self.board.world.system.tester(&self.name) {
+            Some(t) => Ok(t),
+            None => fail(format!("{} is no test device", self.name)),
+        }
+    }
+
     fn slot(&self) -> Result<&EngineSlot> {
         match self.board.world.system.machine().engine(&self.name) {
             Some(slot) => Ok(slot),
@@ -63,10 +80,16 @@ impl EngineHandle {
 
     /// A transfer by the channel's registers, without letting it run.
     fn begin(&mut self, dst: i64, src: i64, len: i64) -> Result<Transfer> {
+        let (dst, src) = (Iova(address(dst)), Iova(address(src)));
+        if let Ok(tester) = self.tester() {
+            let (driver, len) = (&tester.driver, length(len)? as u64);
+            let work = Work::Tester(driver.count(), len);
+            driver.start(dst, src, len).or_else(fail)?;
+            return Ok(Transfer { engine: self.clone(), work });
+        }
         let len = number("length", len)?;
-        let driver = &self.channel()?.driver;
-        let cookie = driver.start_simple(Iova(address(dst)), Iova(address(src)), len).or_else(fail)?;
-        Ok(Transfer { engine: self.clone(), cookie })
+        let cookie = self.channel()?.driver.start_simple(dst, src, len).or_else(fail)?;
+        Ok(Transfer { engine: self.clone(), work: Work::Channel(cookie) })
     }
 
     fn start(&mut self, dst: i64, src: i64, len: i64) -> Result<Transfer> {
@@ -82,7 +105,7 @@ impl EngineHandle {
         let cookie = driver.submit_memcpy(Iova(address(dst)), Iova(address(src)), len).or_else(fail)?;
         driver.issue_pending();
         self.board.settle()?;
-        Ok(Transfer { engine: self.clone(), cookie })
+        Ok(Transfer { engine: self.clone(), work: Work::Channel(cookie) })
     }
 
     fn write(&mut self, dst: i64, value: i64, axi_id: i64, cache: i64) -> Result<Map> {
@@ -126,8 +149,12 @@ impl EngineHandle {
 impl Transfer {
     /// How it stands.
     fn result(&mut self) -> Result<Map> {
+        let cookie = match self.work {
+            Work::Channel(cookie) => cookie,
+            Work::Tester(before, len) => return self.test_result(before, len),
+        };
         let channel = self.engine.channel()?;
-        Ok(match channel.driver.progress(self.cookie) {
+        Ok(match channel.driver.progress(cookie) {
             Progress::Complete(c) => {
                 let error = c.result.err().map(|e| e.to_string()).unwrap_or_default();
                 result(c.result.is_ok(), false, error, c.transferred)
@@ -136,6 +163,73 @@ impl Transfer {
             Progress::Queued => result(false, true, "waits for the transfer before it".into(), 0),
             Progress::Unknown => result(false, false, "no such transfer any more".into(), 0),
         })
+    }
+}
+
+impl Transfer {
+    /// How a transfer of a test device stands.
+    fn test_result(&self, before: u32, len: u64) -> Result<Map> {
+        let driver = &self.engine.tester()?.driver;
+        if driver.is_busy() {
+            return Ok(result(false, true, "an access waits".into(), 0));
+        }
+        if driver.count() == before {
+            return Ok(result(false, false, "no such transfer any more".into(), 0));
+        }
+        Ok(match driver.result() {
+            Ok(()) => result(true, false, String::new(), len),
+            Err(e @ TestDeviceError::Failed { done, .. }) => result(false, false, e.to_string(), done.into()),
+            Err(e) => result(false, false, e.to_string(), 0),
+        })
+    }
+}
+
+/// A test device's own matters.
+impl EngineHandle {
+    /// On whose behalf transfers are made: a substream, with `privileged` and `execute` in the map.
+    fn set_pasid(&mut self, id: i64, options: Map) -> Result<()> {
+        let mut pasid = Pasid::new(number("substream", id)?);
+        for (key, value) in options {
+            match (key.as_str(), value.as_bool().ok()) {
+                ("privileged", Some(on)) => pasid.privileged = on,
+                ("execute", Some(on)) => pasid.execute = on,
+                _ => return fail(format!("set_pasid: {key} is not privileged or execute with true or false")),
+            }
+        }
+        self.tester()?.driver.set_pasid(Some(pasid)).or_else(fail)
+    }
+
+    fn no_pasid(&mut self) -> Result<()> {
+        self.tester()?.driver.set_pasid(None).or_else(fail)
+    }
+
+    /// What the engine's own translation cache did.
+    fn atc(&mut self) -> Result<Map> {
+        let Some(atc) = &self.slot()?.atc else {
+            return fail(format!("{} has no address translation services", self.name));
+        };
+        let stats = atc.stats();
+        let values = [
+            ("cached", atc.cached() as u64),
+            ("hits", stats.hits),
+            ("requests", stats.requests),
+            ("unsupported", stats.unsupported),
+            ("aborted", stats.aborted),
+            ("invalidations", stats.invalidations),
+            ("page_requests", stats.page_requests),
+        ];
+        Ok(values.into_iter().map(|(key, value)| (key.into(), (value as i64).into())).collect())
+    }
+
+    /// The engine no longer answers invalidations of its translation cache, or does again.
+    fn hang(&mut self, on: bool) -> Result<()> {
+        match &self.slot()?.atc {
+            Some(atc) => {
+                atc.hang(on);
+                Ok(())
+            }
+            None => fail(format!("{} has no address translation services", self.name)),
+        }
     }
 }
 
@@ -161,6 +255,11 @@ pub fn register(engine: &mut Engine) {
         e.write(dst, value, 0, NON_CACHEABLE)
     });
     engine.register_fn("write", EngineHandle::write);
+    engine.register_fn("set_pasid", |e: &mut EngineHandle, id: i64| e.set_pasid(id, Map::new()));
+    engine.register_fn("set_pasid", EngineHandle::set_pasid);
+    engine.register_fn("no_pasid", EngineHandle::no_pasid);
+    engine.register_get("atc", EngineHandle::atc);
+    engine.register_fn("hang", EngineHandle::hang);
     engine.register_fn("status", EngineHandle::status);
     engine.register_fn("register", EngineHandle::register);
     engine.register_fn("set_register", EngineHandle::set_register);
