@@ -224,7 +224,12 @@ fn boards(json: bool) -> Result<bool, BadInput> {
         let chosen = choose(board.name)?;
         let description = MachineDescription::from_tree(&chosen.tree)?;
         let scenarios = board.scenarios.len();
-        text += &format!("{:<20} {} ({scenarios} scenario{})\n", board.name, description.model, if scenarios == 1 { "" } else { "s" });
+        text += &format!(
+            "{:<20} {} ({scenarios} scenario{})\n",
+            board.name,
+            description.model,
+            if scenarios == 1 { "" } else { "s" }
+        );
         list.push(serde_json::json!({
             "name": board.name,
             "tree": board.tree,

@@ -103,7 +103,11 @@ pub(crate) enum Looked {
 }
 
 /// Looks at one address after the other of `[start, end)`.
-pub(crate) fn scan((start, end): (u128, u128), budget: usize, mut look: impl FnMut(u64) -> Looked) -> Mappings {
+pub(crate) fn scan(
+    (start, end): (u128, u128),
+    budget: usize,
+    mut look: impl FnMut(u64) -> Looked,
+) -> Mappings {
     let mut found = Mappings::default();
     let mut va = start;
     for _ in 0..budget {

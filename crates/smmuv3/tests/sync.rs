@@ -10,6 +10,15 @@ use portcullis_arch::{Access, Iova};
 use portcullis_bus::{AtcCompletion, AtcInvalidation, AtcTicket, AtsDevice, PageGroupResponse};
 use rig::*;
 
+/// Does something at the end, also if an assertion fails before: no thread is left waiting then.
+struct AtEnd<F: Fn()>(F);
+
+impl<F: Fn()> Drop for AtEnd<F> {
+    fn drop(&mut self) {
+        (self.0)();
+    }
+}
+
 /// Runs `during` while another thread is inside an access of stream 1.
 fn during_an_access(r: &Rig, during: impl FnOnce()) {
     let (inside, leave) = (Barrier::new(2), Barrier::new(2));
@@ -23,8 +32,10 @@ fn during_an_access(r: &Rig, during: impl FnOnce()) {
             .unwrap();
         });
         inside.wait();
+        let _leave = AtEnd(|| {
+            leave.wait();
+        });
         during();
-        leave.wait();
     });
 }
 
@@ -107,6 +118,7 @@ fn nothing_is_accessed_through_the_old_translation_after_a_sync() {
     let r = &r;
     std::thread::scope(|s| {
         let stop = &stop;
+        let _stop = AtEnd(|| stop.store(true, Ordering::Relaxed));
         for _ in 0..2 {
             s.spawn(move || {
                 let mut p = r.port();
@@ -131,7 +143,6 @@ fn nothing_is_accessed_through_the_old_translation_after_a_sync() {
             assert_eq!(r.load(DATA), 0, "round {n}");
             r.store(leaf, &[DATA | RW]);
         }
-        stop.store(true, Ordering::Relaxed);
     });
 }
 
@@ -147,6 +158,7 @@ fn many_threads_do_not_hold_each_other_up() {
     let stop = AtomicBool::new(false);
     std::thread::scope(|s| {
         let stop = &stop;
+        let _stop = AtEnd(|| stop.store(true, Ordering::Relaxed));
         for sid in [1, 2, 3] {
             s.spawn(move || {
                 let mut p = r.port();
@@ -177,7 +189,6 @@ fn many_threads_do_not_hold_each_other_up() {
                 std::thread::yield_now();
             }
         }
-        stop.store(true, Ordering::Relaxed);
     });
     assert_eq!(r.r(GERROR), 0);
 }

@@ -117,7 +117,8 @@ fn detail(report: &FaultReport, device: &str) -> Detail {
             let (global, command) = global_words(error);
             let mut kernel = global.linux_lines(device);
             kernel.extend(command.iter().flat_map(|c| c.linux_lines(device)));
-            let text = command.map_or_else(|| format!("global error: {error}"), |c| format!("global error CMDQ_ERR: {c}"));
+            let text = command
+                .map_or_else(|| format!("global error: {error}"), |c| format!("global error CMDQ_ERR: {c}"));
             let fields = by_name(command.map_or_else(|| global.fields(), |c| c.fields()));
             let words = command.and_then(|c| c.command).map_or(Vec::new(), |c| c.0.to_vec());
             let event = command.and_then(|c| c.name()).or_else(|| global.names().first().copied());
@@ -135,9 +136,10 @@ fn detail(report: &FaultReport, device: &str) -> Detail {
                     );
                     (text, vec![format!("arm-smmu-v3 {device}: {line}")])
                 }
-                Lost::Indices { prod, cons } => {
-                    (format!("the {name}'s indices make no sense: PROD {prod:#x}, CONS {cons:#x}"), Vec::new())
-                }
+                Lost::Indices { prod, cons } => (
+                    format!("the {name}'s indices make no sense: PROD {prod:#x}, CONS {cons:#x}"),
+                    Vec::new(),
+                ),
             };
             let fields = BTreeMap::from([("queue", name.to_string())]);
             Detail { kind: "records lost", event: None, words: Vec::new(), text, kernel, fields }
@@ -205,14 +207,18 @@ pub fn fault_map(fault: &RoutedFault, id: Option<usize>) -> Map {
 
 /// What passes between a device with ATS and the SMMU, in a sentence: kind, words, whether it is a refusal.
 pub fn ats_text(what: &AtsEvent) -> (&'static str, String, bool) {
-    let who = |s: Option<portcullis_arch::SubstreamId>| s.map_or(String::new(), |s| format!(" substream {s:#x}"));
+    let who =
+        |s: Option<portcullis_arch::SubstreamId>| s.map_or(String::new(), |s| format!(" substream {s:#x}"));
     match what {
         AtsEvent::Request { substream, iova, no_write, reply, .. } => {
             let wish = if *no_write { " (no write)" } else { "" };
             let (answer, bad) = match reply {
                 AtsReply::Granted(t) if t.has_access() => {
-                    let rights: String =
-                        [(t.read, 'r'), (t.write, 'w'), (t.execute, 'x')].iter().filter(|r| r.0).map(|r| r.1).collect();
+                    let rights: String = [(t.read, 'r'), (t.write, 'w'), (t.execute, 'x')]
+                        .iter()
+                        .filter(|r| r.0)
+                        .map(|r| r.1)
+                        .collect();
                     (format!("{:#x}, 2^{} bytes, {rights}", t.addr, t.size_log2), false)
                 }
                 AtsReply::Granted(_) => ("no access: nothing is mapped there".into(), true),
@@ -236,7 +242,12 @@ pub fn ats_text(what: &AtsEvent) -> (&'static str, String, bool) {
                 (false, false) if r.is_stop_marker() => "stop marker",
                 (false, false) => "nothing",
             };
-            let text = format!("page request for {:#x}{}, {wanted}, group {}{last}", r.addr, who(r.from.substream), r.group);
+            let text = format!(
+                "page request for {:#x}{}, {wanted}, group {}{last}",
+                r.addr,
+                who(r.from.substream),
+                r.group
+            );
             ("page-request", text, false)
         }
         AtsEvent::Response(r) => {

@@ -2,10 +2,11 @@
 
 use std::cell::RefCell;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use portcullis_arch::{Access, Attributes};
 use portcullis_board::sim::{
-    EngineSlot, Event, EventKind, Explanation, Fault, Machine, Options, Recording, SmmuModel,
+    AtsEvent, EngineSlot, Event, EventKind, Explanation, Fault, Machine, Options, Recording, SmmuModel,
     TransactionEvent,
 };
 use portcullis_board::system::System;
@@ -13,7 +14,6 @@ use portcullis_bus::{DmaFault, Initiator, StaleRead};
 use portcullis_explain::{CauseContext, Seen, Story, causes, causes_v3, story, story_v3};
 use portcullis_iommu::{InstanceId, RoutedFault};
 use portcullis_smmuv3::Caps;
-use portcullis_walk::CachedEntry;
 use rhai::{Dynamic, Map};
 
 use super::Context;
@@ -77,20 +77,30 @@ impl World {
             _ => None,
         };
         let stale: Vec<StaleRead> = events.iter().filter_map(stale).collect();
+        // The engine whose translation request was refused last.
+        let mut refused: Option<&Arc<str>> = None;
         for event in &events {
             match &event.kind {
-                EventKind::Transaction(t) => self.transaction(context, event.at, t, &stale),
+                EventKind::Transaction(t) => {
+                    let asked = refused.take().is_some_and(|engine| **engine == *t.engine);
+                    self.transaction(context, event.at, t, &stale, asked);
+                }
                 EventKind::Stale(s) => context.emit(reports::stale_item(s)),
                 EventKind::Ats { engine, what } => {
-                    let (kind, text, refused) = reports::ats_text(what);
-                    context.emit(Item::Ats { engine: engine.to_string(), what: kind, text, refused });
+                    let (kind, text, bad) = reports::ats_text(what);
+                    if matches!(what, AtsEvent::Request { .. }) {
+                        refused = bad.then_some(engine);
+                    }
+                    context.emit(Item::Ats { engine: engine.to_string(), what: kind, text, refused: bad });
                     self.ats.borrow_mut().push(reports::ats_map(engine, what));
                 }
                 EventKind::Message { address, data, lpi } => {
                     let address = format!("{address:#x}");
                     context.emit(Item::Message { address, data: *data, lpi: *lpi });
                     let values = [("data", i64::from(*data)), ("lpi", i64::from(*lpi))];
-                    self.messages.borrow_mut().push(values.map(|(k, v)| (k.into(), v.into())).into_iter().collect());
+                    self.messages
+                        .borrow_mut()
+                        .push(values.map(|(k, v)| (k.into(), v.into())).into_iter().collect());
                 }
                 EventKind::Register { .. } | EventKind::Interrupt { .. } | EventKind::Note(_) => {}
             }
@@ -109,16 +119,24 @@ impl World {
         context.keep(events);
     }
 
-    fn transaction(&self, context: &Context, at: u64, t: &TransactionEvent, stale: &[StaleRead]) {
+    /// `asked` if the engine asked for a translation and did not get it.
+    fn transaction(
+        &self,
+        context: &Context,
+        at: u64,
+        t: &TransactionEvent,
+        stale: &[StaleRead],
+        asked: bool,
+    ) {
         for (explanation, cached) in &t.translations {
-            let story = self.tell(explanation, *cached, self.passed(t));
+            let story = self.tell(explanation, Seen { cached: *cached, passed: self.passed(t), asked });
             context.emit(Item::Explain { engine: t.engine.to_string(), story });
         }
         context.emit(transfer(at.saturating_add(context.epoch.get()), t));
         if let Some(fault) = &t.fault {
-            context.emit(self.fault(t, fault, stale));
+            context.emit(self.fault(t, fault, stale, asked));
         } else if let Some((fault, pa)) = self.translated_to_nowhere(t) {
-            context.emit(self.fault(t, &fault, stale));
+            context.emit(self.fault(t, &fault, stale, false));
             let text = format!(
                 "the IOMMU let it pass; nothing answers at physical {pa:#x}: is the right page mapped?"
             );
@@ -140,7 +158,7 @@ impl World {
         Some((Fault { explanation, cached: None }, pa))
     }
 
-    fn fault(&self, t: &TransactionEvent, fault: &Fault, stale: &[StaleRead]) -> Item {
+    fn fault(&self, t: &TransactionEvent, fault: &Fault, stale: &[StaleRead], asked: bool) -> Item {
         let machine = self.system.machine();
         let ram: Vec<_> = machine.memory().regions().collect();
         let name = |e: &EngineSlot| (e.stream, e.name.to_string());
@@ -161,7 +179,8 @@ impl World {
         };
         Item::Fault {
             engine: t.engine.to_string(),
-            story: self.tell(&fault.explanation, fault.cached, self.passed(t)),
+            story: self
+                .tell(&fault.explanation, Seen { cached: fault.cached, passed: self.passed(t), asked }),
             causes: self.quietly(find),
         }
     }
@@ -188,14 +207,14 @@ impl World {
         reports::report(fault, &device)
     }
 
-    /// The story of a translation; `passed` if it is known to have gone through by the port alone.
-    pub fn tell(&self, explanation: &Explanation, cached: Option<CachedEntry>, passed: bool) -> Story {
+    /// The story of a translation.
+    pub fn tell(&self, explanation: &Explanation, seen: Seen) -> Story {
         match explanation {
-            Explanation::V2(e) => story(e, cached),
+            Explanation::V2(e) => story(e, seen.cached),
             Explanation::V3(e) => {
                 let model = self.system.machine().smmu_v3();
                 let caps = model.map_or_else(Caps::full, |m| m.caps().clone());
-                story_v3(e, &caps, &Seen { cached, passed })
+                story_v3(e, &caps, &seen)
             }
         }
     }

@@ -6,9 +6,9 @@
 use alloc::boxed::Box;
 use core::sync::atomic::Ordering;
 
+use portcullis_arch::SubstreamId;
 use portcullis_arch::smmuv3::cd::{CdDw0, CdDw1};
 use portcullis_arch::smmuv3::{Cd, Command};
-use portcullis_arch::SubstreamId;
 use portcullis_hal::{Block, DmaMemory};
 
 use super::cmdq::commands::cfgi_cd;

@@ -18,7 +18,7 @@ pub struct Attachment {
     pub substream: Option<SubstreamId>,
     /// The device may keep translations.
     pub ats: bool,
-    /// The stream uses the domain's own context descriptor, which is number [`Cds::index`].
+    /// The stream uses a context descriptor of the domain, not one in a table of its own.
     pub own_cd: bool,
     /// A stage 1 lies on top of the domain: its addresses are not those of the device.
     pub nested: bool,

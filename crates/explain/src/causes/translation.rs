@@ -153,7 +153,9 @@ pub(crate) fn no_snoop(coherent: bool, bit: &str) -> String {
     if coherent {
         return String::new();
     }
-    format!("; this SMMU's walker does not look into CPU caches (IDR0.{bit}=0): clean descriptors after writing them")
+    format!(
+        "; this SMMU's walker does not look into CPU caches (IDR0.{bit}=0): clean descriptors after writing them"
+    )
 }
 
 /// Nothing is mapped at `va`; `walker` is [`no_snoop`].

@@ -31,7 +31,7 @@ pub(crate) fn stale_tables(walk: &[Step], ctx: &CauseContext<'_>) -> Option<Caus
                 step.level, step.address
             ),
             "clean each descriptor from the cache after writing it (DC CVAC, then DSB; Linux does so unless the SMMU's node says \
-             dma-coherent, which is true only where walks are coherent: IDR0.CTTW)",
+             dma-coherent, which is true only where walks are coherent: IDR0.CTTW or COHACC)",
         )
         .because(format!("{} read {:#x} there, the CPU had written {:#x}", stale.reader, stale.seen, stale.current)),
     )
@@ -81,7 +81,9 @@ pub(crate) fn stale_buffer(ctx: &CauseContext<'_>, pa: u64, size_log2: u8) -> Op
             s.missing
         ),
     );
-    Some(cause.because(format!("{} saw {:#x} at {:#x}, written was {:#x}", s.reader, s.seen, s.pa, s.current)))
+    Some(
+        cause.because(format!("{} saw {:#x} at {:#x}, written was {:#x}", s.reader, s.seen, s.pa, s.current)),
+    )
 }
 
 /// An address in the tables is too wide.

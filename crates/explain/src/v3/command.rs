@@ -111,7 +111,8 @@ impl CommandWords {
     pub fn fields(&self) -> Vec<Field> {
         let c = self.command();
         let bit = |name, set: bool| Field::new(name, u8::from(set));
-        let mut f = vec![Field::new("command", self.name().unwrap_or("unknown")), Field::hex("opcode", c.code())];
+        let mut f =
+            vec![Field::new("command", self.name().unwrap_or("unknown")), Field::hex("opcode", c.code())];
         let Some(opcode) = c.opcode() else { return f };
         f.push(bit("SSec", c.ssec()));
         match shape(opcode) {
@@ -170,7 +171,11 @@ impl CommandWords {
             }
             Shape::Sync => {
                 let v = Sync::from(c);
-                f.extend([Field::new("CS", v.cs()), Field::new("MSH", v.msh()), Field::hex("MSIAttr", v.msiattr())]);
+                f.extend([
+                    Field::new("CS", v.cs()),
+                    Field::new("MSH", v.msh()),
+                    Field::hex("MSIAttr", v.msiattr()),
+                ]);
                 f.extend([Field::hex("MSIData", v.msidata()), Field::hex("MSIAddr", v.msiaddr_55_2() << 2)]);
             }
             Shape::Other => {}
@@ -183,7 +188,11 @@ impl CommandWords {
     pub fn illegal(&self) -> Option<String> {
         let c = self.command();
         let Some(opcode) = c.opcode() else {
-            let why = if c.0 == [0, 0] { "an empty entry: CMDQ_PROD was moved before the command was visible" } else { "no such opcode" };
+            let why = if c.0 == [0, 0] {
+                "an empty entry: CMDQ_PROD was moved before the command was visible"
+            } else {
+                "no such opcode"
+            };
             return Some(format!("opcode {:#04x}: {why}", c.code()));
         };
         if c.ssec() {
@@ -192,7 +201,9 @@ impl CommandWords {
         let (sync, response, tlbi) = (Sync::from(c), PriResp::from(c), Tlbi::from(c));
         match shape(opcode) {
             Shape::Sync if sync.cs() == 3 => return Some("CMD_SYNC with CS=3, which is reserved".into()),
-            Shape::PriResp if response.resp() == 3 => return Some("CMD_PRI_RESP with Resp=3, which is reserved".into()),
+            Shape::PriResp if response.resp() == 3 => {
+                return Some("CMD_PRI_RESP with Resp=3, which is reserved".into());
+            }
             Shape::Tlbi { address: true, .. }
                 if tlbi.tg() != 0 && tlbi.num() == 0 && tlbi.scale() == 0 && tlbi.ttl() == 0 =>
             {
@@ -290,8 +301,12 @@ impl CommandError {
 impl fmt::Display for CommandError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.known() {
-            Some((name, _, meaning)) => write!(f, "{name} at command {:#x}: {meaning}", self.cons & 0xf_ffff)?,
-            None => write!(f, "command error {} (unknown) at command {:#x}", self.code(), self.cons & 0xf_ffff)?,
+            Some((name, _, meaning)) => {
+                write!(f, "{name} at command {:#x}: {meaning}", self.cons & 0xf_ffff)?
+            }
+            None => {
+                write!(f, "command error {} (unknown) at command {:#x}", self.code(), self.cons & 0xf_ffff)?
+            }
         }
         let Some(c) = self.command else { return Ok(()) };
         write!(f, "; the command is {c}")?;
@@ -321,11 +336,36 @@ const GLOBAL_ERRORS: &[(u32, &str, &str, &str)] = &[
         "memory refused a page request, and requests are lost: check PRIQ_BASE",
         "PRIQ write aborted -- events may have been lost",
     ),
-    (4, "MSI_CMDQ_ABT_ERR", "memory refused the message of a CMD_SYNC: check its MSIAddr", "CMDQ MSI write aborted"),
-    (5, "MSI_EVENTQ_ABT_ERR", "memory refused the event queue's message: check EVENTQ_IRQ_CFG0", "EVTQ MSI write aborted"),
-    (6, "MSI_PRIQ_ABT_ERR", "memory refused the page request queue's message: check PRIQ_IRQ_CFG0", "PRIQ MSI write aborted"),
-    (7, "MSI_GERROR_ABT_ERR", "memory refused the global error's own message: check GERROR_IRQ_CFG0", "GERROR MSI write aborted"),
-    (8, "SFM_ERR", "the SMMU is in service failure mode and translates nothing", "device has entered Service Failure Mode!"),
+    (
+        4,
+        "MSI_CMDQ_ABT_ERR",
+        "memory refused the message of a CMD_SYNC: check its MSIAddr",
+        "CMDQ MSI write aborted",
+    ),
+    (
+        5,
+        "MSI_EVENTQ_ABT_ERR",
+        "memory refused the event queue's message: check EVENTQ_IRQ_CFG0",
+        "EVTQ MSI write aborted",
+    ),
+    (
+        6,
+        "MSI_PRIQ_ABT_ERR",
+        "memory refused the page request queue's message: check PRIQ_IRQ_CFG0",
+        "PRIQ MSI write aborted",
+    ),
+    (
+        7,
+        "MSI_GERROR_ABT_ERR",
+        "memory refused the global error's own message: check GERROR_IRQ_CFG0",
+        "GERROR MSI write aborted",
+    ),
+    (
+        8,
+        "SFM_ERR",
+        "the SMMU is in service failure mode and translates nothing",
+        "device has entered Service Failure Mode!",
+    ),
     (9, "CMDQP_ERR", "an enhanced command queue stands at an error", ""),
     (10, "DPT_ERR", "a look-up in the device permission table failed", ""),
 ];
@@ -361,7 +401,8 @@ impl GlobalErrors {
 /// One sentence.
 impl fmt::Display for GlobalErrors {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let active: Vec<String> = self.active().map(|(_, name, meaning, _)| format!("{name} ({meaning})")).collect();
+        let active: Vec<String> =
+            self.active().map(|(_, name, meaning, _)| format!("{name} ({meaning})")).collect();
         if active.is_empty() {
             return f.write_str("no global error is active");
         }

@@ -138,7 +138,8 @@ pub(crate) fn message(line: &str) -> Option<KernelMessage> {
     }
     if let Some(rest) = text.strip_prefix("event ") {
         let code = number32(rest, 16)?;
-        return (code <= 0xff && rest.contains("received")).then_some(KernelMessage::EventHead { code: code as u8 });
+        return (code <= 0xff && rest.contains("received"))
+            .then_some(KernelMessage::EventHead { code: code as u8 });
     }
     if let Some(rest) = text.strip_prefix("sid ") {
         return page_request(rest).map(KernelMessage::PageRequest);
@@ -329,26 +330,36 @@ mod tests {
                     iova: 0x70002000 ipa: 0x0";
         let KernelMessage::Event(e) = read(line) else { panic!() };
         assert_eq!((e.event.as_str(), e.code, e.stream, e.substream), ("F_TRANSLATION", Some(0x10), 8, 1));
-        assert_eq!((e.client.as_deref(), e.iova, e.ipa, e.fetch), (Some("0000:00:01.0"), Some(0x7000_2000), Some(0), None));
+        assert_eq!(
+            (e.client.as_deref(), e.iova, e.ipa, e.fetch),
+            (Some("0000:00:01.0"), Some(0x7000_2000), Some(0), None)
+        );
         let line = "arm-smmu-v3 x: unpriv data write s1 \"Input address caused fault\" stag: 0x0";
         let KernelMessage::EventDetail(d) = read(line) else { panic!() };
         assert!(!d.privileged && !d.instruction && !d.read && !d.stall);
         assert_eq!((d.stage, d.class.as_str(), d.table_update), (1, "Input address caused fault", None));
-        let line = "arm-smmu-v3 x: priv inst read s2 \"Stage 1 translation table fetch\" ttd_write stall stag: 0x2a";
+        let line =
+            "arm-smmu-v3 x: priv inst read s2 \"Stage 1 translation table fetch\" ttd_write stall stag: 0x2a";
         let KernelMessage::EventDetail(d) = read(line) else { panic!() };
         assert!(d.privileged && d.instruction && d.read && d.stall);
         assert_eq!((d.stage, d.table_update, d.stag), (2, Some(true), 0x2a));
         let line = "arm-smmu-v3 x: event: F_CD_FETCH client: (unassigned sid) sid: 0x11 ssid: 0 fetch_addr: 0x80000040";
         let KernelMessage::Event(e) = read(line) else { panic!() };
         assert_eq!((e.client, e.fetch, e.iova), (None, Some(0x8000_0040), None));
-        let KernelMessage::Event(e) = read("arm-smmu-v3 x: event: C_BAD_STE client: a sid: 0x11 ssid: 0") else { panic!() };
+        let KernelMessage::Event(e) = read("arm-smmu-v3 x: event: C_BAD_STE client: a sid: 0x11 ssid: 0")
+        else {
+            panic!()
+        };
         assert_eq!((e.code, e.stream), (Some(4), 0x11));
     }
 
     #[test]
     fn errors_and_overflows_are_read() {
         assert_eq!(read("arm-smmu-v3 x: EVTQ overflow detected -- events lost"), KernelMessage::EventsLost);
-        assert_eq!(read("arm-smmu-v3 x: PRIQ overflow detected -- requests lost"), KernelMessage::PageRequestsLost);
+        assert_eq!(
+            read("arm-smmu-v3 x: PRIQ overflow detected -- requests lost"),
+            KernelMessage::PageRequestsLost
+        );
         assert_eq!(
             read("arm-smmu-v3 x: unexpected global error reported (0x00000005), this could be serious"),
             KernelMessage::GlobalErrors { active: GlobalErrors(5) }
@@ -369,8 +380,12 @@ mod tests {
 
     #[test]
     fn a_page_request_line_is_read() {
-        assert_eq!(read("arm-smmu-v3 x: unexpected PRI request received:"), KernelMessage::UnexpectedPageRequest);
-        let line = "arm-smmu-v3 x: \tsid 0x00000408.0x00001: [3L] unprivileged RW access at iova 0x0000000070002000";
+        assert_eq!(
+            read("arm-smmu-v3 x: unexpected PRI request received:"),
+            KernelMessage::UnexpectedPageRequest
+        );
+        let line =
+            "arm-smmu-v3 x: \tsid 0x00000408.0x00001: [3L] unprivileged RW access at iova 0x0000000070002000";
         let KernelMessage::PageRequest(p) = read(line) else { panic!() };
         assert_eq!((p.stream, p.substream, p.group, p.last, p.iova), (0x408, 1, 3, true, 0x7000_2000));
         assert!(p.read && p.write && !p.execute && !p.privileged);

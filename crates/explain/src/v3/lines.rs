@@ -1,9 +1,9 @@
 //! Registers, level 1 descriptors, stream table entries and context descriptors as lines of a story: the fields that
 //! decide, with what they decide.
 
+use portcullis_arch::MemoryType;
 use portcullis_arch::smmuv3::regs::{Cr0, Gbpa, StrtabBase, StrtabBaseCfg};
 use portcullis_arch::smmuv3::{Cd, L1Cd, L1Std, Ste, SteConfig};
-use portcullis_arch::MemoryType;
 use portcullis_smmuv3::{Caps, Explanation};
 use portcullis_walk::stage::walk_attributes;
 
@@ -72,7 +72,9 @@ pub(crate) fn l1std(at: u64, value: u64) -> Line {
     let d = L1Std::from_bits(value);
     let text = match d.span() {
         0 => "Span=0: no streams here".into(),
-        s @ 1..=11 => format!("Span={s}: {} streams, their entries at {:#x}", 1u32 << (s - 1), d.l2ptr_55_6() << 6),
+        s @ 1..=11 => {
+            format!("Span={s}: {} streams, their entries at {:#x}", 1u32 << (s - 1), d.l2ptr_55_6() << 6)
+        }
         s => format!("Span={s} is reserved and acts as 0: no streams here"),
     };
     more(
@@ -81,16 +83,8 @@ pub(crate) fn l1std(at: u64, value: u64) -> Line {
     )
 }
 
-const CONFIGS: [&str; 8] = [
-    "abort",
-    "abort",
-    "abort",
-    "abort",
-    "bypass",
-    "stage 1",
-    "stage 2",
-    "stage 1, then stage 2",
-];
+const CONFIGS: [&str; 8] =
+    ["abort", "abort", "abort", "abort", "bypass", "stage 1", "stage 2", "stage 1, then stage 2"];
 
 /// The overrides of an STE that change something.
 pub(crate) fn overrides(ste: &Ste) -> Vec<String> {
@@ -169,7 +163,8 @@ pub(crate) fn ste(at: u64, ste: &Ste, caps: &Caps) -> Vec<Line> {
     if config == SteConfig::Stage1 {
         parts.extend((d1.strw() != 0).then(|| format!("STRW={}", d1.strw())));
     }
-    parts.extend((config.stage1() && d1.s1stalld()).then(|| "S1STALLD=1: stage 1 faults do not stall".into()));
+    parts
+        .extend((config.stage1() && d1.s1stalld()).then(|| "S1STALLD=1: stage 1 faults do not stall".into()));
     parts.extend((d1.eats() != 0).then(|| format!("EATS={}", d1.eats())));
     parts.extend(overrides(ste));
     if !parts.is_empty() {

@@ -23,3 +23,5 @@ pub(crate) mod shape;
 pub(crate) mod story;
 #[cfg(test)]
 pub(crate) mod testing;
+#[cfg(test)]
+mod tests;

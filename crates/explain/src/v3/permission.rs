@@ -38,7 +38,8 @@ pub(crate) fn forbidden(e: &Explanation, fault: &Fault) -> Vec<Forbidden> {
     // A leaf may be followed by its update.
     let leaf = steps.iter().rev().find(|s| matches!(s.rule, Rule::Leaf { .. } | Rule::Update { .. }));
     if let Some(leaf) = leaf {
-        let tables: Vec<&Step> = steps.iter().filter(|s| matches!(s.rule, Rule::Table { .. })).copied().collect();
+        let tables: Vec<&Step> =
+            steps.iter().filter(|s| matches!(s.rule, Rule::Table { .. })).copied().collect();
         if fault.stage == 2 {
             let table = fault.on_stage1_walk;
             let access = if table && fault.write {
@@ -126,7 +127,11 @@ fn stage1(leaf: &Step, tables: &[&Step], e: &Explanation, attrs: Attributes, fou
         above(Why::ReadOnly, long::AP_TABLE_READ_ONLY, "APTable[1] = 1 (read-only below)");
     }
     if !privileged && !single && (!kind.is_fetch() || !aa64) {
-        above(Why::PrivilegedOnly, long::AP_TABLE_PRIVILEGED, "APTable[0] = 1 (no unprivileged access below)");
+        above(
+            Why::PrivilegedOnly,
+            long::AP_TABLE_PRIVILEGED,
+            "APTable[0] = 1 (no unprivileged access below)",
+        );
     }
     if kind.is_fetch() {
         if !privileged || single || !aa64 {
@@ -159,7 +164,9 @@ fn stage2(
             0 => {}
             1 if !privileged => {}
             3 if privileged => {}
-            code => push(Why::ExecuteNever, &format!("XN[1:0] = {code:#04b} (not executable at this privilege)")),
+            code => {
+                push(Why::ExecuteNever, &format!("XN[1:0] = {code:#04b} (not executable at this privilege)"))
+            }
         }
     }
     let protected = e.ste.is_some_and(|(_, s)| s.dw2().s2ptw());

@@ -86,7 +86,9 @@ impl<'a, M: Memory> Probe<'a, M> {
         let none = Mappings { complete: true, ..Mappings::default() };
         let stage = if first.cd.is_some() { 1 } else { 2 };
         let configured = first.ste.is_some_and(|(_, s)| s.config().stage1() || s.config().stage2());
-        let Some(s) = shape::of_stage(&first, self.caps(), stage).filter(|s| configured && !s.off) else { return none };
+        let Some(s) = shape::of_stage(&first, self.caps(), stage).filter(|s| configured && !s.off) else {
+            return none;
+        };
         let size = 1u128 << s.bits.min(64);
         let region = if s.half == 0 { (0, size) } else { ((1u128 << 64) - size, 1 << 64) };
         scan(region, budget, |at| {
@@ -136,5 +138,7 @@ pub(crate) fn leaf(e: &Explanation) -> Option<(u64, u8)> {
 }
 
 fn is_leaf_fault(e: &Explanation, fault: &Fault) -> bool {
-    matches!(fault.kind, FaultKind::Permission | FaultKind::AccessFlag) && !fault.on_stage1_walk && !e.walk.is_empty()
+    matches!(fault.kind, FaultKind::Permission | FaultKind::AccessFlag)
+        && !fault.on_stage1_walk
+        && !e.walk.is_empty()
 }

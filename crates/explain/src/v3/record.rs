@@ -64,7 +64,11 @@ const CODES: &[(EventCode, Layout, &str)] = &[
         Layout::Ids,
         "no stream table entry for the stream (out of range, or its level 1 descriptor does not cover it)",
     ),
-    (EventCode::SteFetch, Layout::Fetch, "memory refused the read of the stream table entry or its level 1 descriptor"),
+    (
+        EventCode::SteFetch,
+        Layout::Fetch,
+        "memory refused the read of the stream table entry or its level 1 descriptor",
+    ),
     (EventCode::BadSte, Layout::Ids, "the stream table entry is invalid (V=0) or illegal"),
     (EventCode::BadAtsTreq, Layout::AtsRequest, "ATS translation request refused"),
     (
@@ -78,7 +82,11 @@ const CODES: &[(EventCode, Layout, &str)] = &[
         Layout::Substream,
         "no context descriptor for the substream (out of range, substreams off, or its level 1 descriptor invalid)",
     ),
-    (EventCode::CdFetch, Layout::Fetch, "memory refused the read of the context descriptor or its level 1 descriptor"),
+    (
+        EventCode::CdFetch,
+        Layout::Fetch,
+        "memory refused the read of the context descriptor or its level 1 descriptor",
+    ),
     (EventCode::BadCd, Layout::Ids, "the context descriptor is invalid (V=0) or illegal"),
     (EventCode::WalkEabt, Layout::Walk, "memory refused the read or update of a translation table"),
     (EventCode::Translation, Layout::Fault, "no valid translation for the address"),
@@ -178,7 +186,8 @@ impl EventWords {
     pub fn transaction(&self) -> Option<(Initiator, Iova, Access)> {
         let dw1 = self.record().dw1();
         let attrs = Attributes::DEVICE_DEFAULT.with_privileged(dw1.pnu()).with_instruction(dw1.ind());
-        let from = Initiator { substream: self.substream(), ..Initiator::new(self.stream()).with_attrs(attrs) };
+        let from =
+            Initiator { substream: self.substream(), ..Initiator::new(self.stream()).with_attrs(attrs) };
         Some((from, self.address()?, self.access()?))
     }
 
@@ -327,10 +336,13 @@ impl fmt::Display for EventWords {
             (Layout::AtsRequest, Some(address)) => {
                 let d = BadAtsTreqDw1::from_bits(self.0[1]);
                 let wanted = [(d.r(), "read"), (d.w(), "write"), (d.x(), "execute")];
-                let wanted: Vec<&str> = wanted.into_iter().filter_map(|(set, name)| set.then_some(name)).collect();
+                let wanted: Vec<&str> =
+                    wanted.into_iter().filter_map(|(set, name)| set.then_some(name)).collect();
                 write!(f, ", for {} of {address:#x}", words::list(&wanted))?;
             }
-            (Layout::Hint, Some(address)) => write!(f, ": {} pages at {address:#x}", PageRequestDw1::from_bits(self.0[1]).span())?,
+            (Layout::Hint, Some(address)) => {
+                write!(f, ": {} pages at {address:#x}", PageRequestDw1::from_bits(self.0[1]).span())?
+            }
             (Layout::Translated, Some(address)) => {
                 let access = if dw1.rnw() { "read" } else { "write" };
                 write!(f, ", a {access} of {address:#x}")?;
@@ -354,7 +366,11 @@ impl fmt::Display for EventWords {
                     _ => "",
                 })?;
             }
-            if layout == Layout::Fault && dw1.class() == EventClass::Tt as u8 && self.code() == EventCode::Permission as u8 && !dw1.ttrnw() {
+            if layout == Layout::Fault
+                && dw1.class() == EventClass::Tt as u8
+                && self.code() == EventCode::Permission as u8
+                && !dw1.ttrnw()
+            {
                 f.write_str(" and was to be updated")?;
             }
         }
@@ -407,7 +423,13 @@ impl PageRequestWords {
         let bit = |name, set: bool| Field::new(name, u8::from(set));
         let mut f = vec![Field::hex("SID", self.stream()), bit("SSV", d.ssv())];
         f.extend(self.substream().map(|s| Field::hex("SSID", s)));
-        f.extend([bit("Priv", d.privileged()), bit("X", d.x()), bit("R", d.r()), bit("W", d.w()), bit("Last", d.last())]);
+        f.extend([
+            bit("Priv", d.privileged()),
+            bit("X", d.x()),
+            bit("R", d.r()),
+            bit("W", d.w()),
+            bit("Last", d.last()),
+        ]);
         f.push(Field::hex("PRGIndex", self.record().dw1().prg_index()));
         f.push(Field::hex("Addr", self.address()));
         f
@@ -450,7 +472,12 @@ impl fmt::Display for PageRequestWords {
         let wanted: Vec<&str> = wanted.into_iter().filter_map(|(set, name)| set.then_some(name)).collect();
         let privilege = if d.privileged() { "privileged" } else { "unprivileged" };
         let wanted = if wanted.is_empty() { "nothing".into() } else { words::list(&wanted) };
-        write!(f, "page request: {who} wants to {wanted} ({privilege}) at {:#x}, group {}", self.address(), self.record().dw1().prg_index())?;
+        write!(
+            f,
+            "page request: {who} wants to {wanted} ({privilege}) at {:#x}, group {}",
+            self.address(),
+            self.record().dw1().prg_index()
+        )?;
         if d.last() { f.write_str(", the last of its group: it waits for CMD_PRI_RESP") } else { Ok(()) }
     }
 }

@@ -18,6 +18,8 @@ pub struct Seen {
     /// The transaction went through, and the device has no translations of its own (ATS). If registers and tables would
     /// refuse it, the port still used what it had looked up before.
     pub passed: bool,
+    /// The device asked for the translation first (ATS), and this is what became of the request.
+    pub asked: bool,
 }
 
 /// What hardware used in place of what registers and tables say now.
@@ -34,9 +36,8 @@ pub(crate) enum Stale {
 
 /// Finds out whether hardware used something old.
 pub(crate) fn stale(e: &Explanation, seen: &Seen) -> Option<Stale> {
-    let allowed = |incoming| {
-        seen.cached.filter(|c: &CachedEntry| c.perms.allows(AccessKind::new(e.access, incoming)))
-    };
+    let allowed =
+        |incoming| seen.cached.filter(|c: &CachedEntry| c.perms.allows(AccessKind::new(e.access, incoming)));
     match &e.outcome {
         Outcome::Translated { walked, incoming, .. } => {
             allowed(*incoming).filter(|c| c.pa.get() != walked.pa).map(Stale::Tlb)
@@ -53,9 +54,7 @@ pub(crate) fn stale(e: &Explanation, seen: &Seen) -> Option<Stale> {
             }
         }
         Outcome::Silent(_) if seen.passed => Some(seen.cached.map_or(Stale::Config, Stale::Both)),
-        Outcome::Bypass { pa, .. } => {
-            seen.cached.filter(|c| c.pa != *pa && seen.passed).map(Stale::Both)
-        }
+        Outcome::Bypass { pa, .. } => seen.cached.filter(|c| c.pa != *pa && seen.passed).map(Stale::Both),
         Outcome::Silent(_) => None,
     }
 }
@@ -88,7 +87,7 @@ pub fn story_v3(e: &Explanation, caps: &Caps, seen: &Seen) -> Story {
         Some(stale) => stale_lines(e, stale, &mut all),
         None => {
             all.extend(seen.cached.map(|c| tlb_line(e, &c)));
-            result_line(e, caps)
+            result_line(e, caps, seen.asked)
         }
     };
     all.push(ending);
@@ -112,7 +111,13 @@ fn tlb_line(e: &Explanation, c: &CachedEntry) -> Line {
 pub(crate) fn tables_say(e: &Explanation) -> String {
     match &e.outcome {
         Outcome::Translated { walked, .. } => format!("the tables say {:#x}", walked.pa),
-        Outcome::Event { fault: Some(_), .. } if !e.walk.is_empty() => "the tables no longer map it".into(),
+        Outcome::Event { fault: Some(fault), .. } if !e.walk.is_empty() => match fault.kind {
+            FaultKind::Translation => "the tables no longer map it",
+            FaultKind::Permission => "the tables no longer allow it",
+            FaultKind::External => "the tables cannot be read",
+            FaultKind::AccessFlag | FaultKind::AddressSize => "the tables now say otherwise",
+        }
+        .into(),
         Outcome::Event { record, .. } => {
             format!("the configuration says {}: {}", record.code().map_or("event", EventCode::name), e.rule)
         }
@@ -147,7 +152,7 @@ fn stale_lines(e: &Explanation, stale: Stale, all: &mut Vec<Line>) -> Line {
     }
 }
 
-fn result_line(e: &Explanation, caps: &Caps) -> Line {
+fn result_line(e: &Explanation, caps: &Caps, asked: bool) -> Line {
     match &e.outcome {
         Outcome::Bypass { reason, pa, attrs } => {
             let why = match reason {
@@ -166,16 +171,18 @@ fn result_line(e: &Explanation, caps: &Caps) -> Line {
                 SilentAbort::Stream => "STE.Config says abort",
             };
             let fields = vec![Field::new("recorded", 0)];
-            Line::new(LineKind::Fault, "fault", format!("aborted without an event: {why}")).with_fields(fields)
+            Line::new(LineKind::Fault, "fault", format!("aborted without an event: {why}"))
+                .with_fields(fields)
         }
         Outcome::Translated { walked, outgoing, .. } => {
             let page = format!("page of {}, {}", words::size(walked.size_log2), walked.perms);
-            Line::new(LineKind::Result, "result", format!("{:#x}; {page}; {outgoing}", walked.pa)).with_fields(vec![
-                Field::hex("pa", walked.pa),
-                Field::new("size", 1u64.checked_shl(walked.size_log2.into()).unwrap_or(0)),
-                Field::new("permissions", walked.perms),
-                Field::new("attributes", outgoing),
-            ])
+            Line::new(LineKind::Result, "result", format!("{:#x}; {page}; {outgoing}", walked.pa))
+                .with_fields(vec![
+                    Field::hex("pa", walked.pa),
+                    Field::new("size", 1u64.checked_shl(walked.size_log2.into()).unwrap_or(0)),
+                    Field::new("permissions", walked.perms),
+                    Field::new("attributes", outgoing),
+                ])
         }
         Outcome::Event { record, recorded, ending, fault } => {
             let name = record.code().map_or("event", EventCode::name);
@@ -186,11 +193,16 @@ fn result_line(e: &Explanation, caps: &Caps) -> Line {
                 None => text += e.rule,
             }
             text += match ending {
+                _ if asked && fault.is_some_and(|f| f.kind != FaultKind::External) => {
+                    "; the device's translation request gets no access, which is no event"
+                }
+                _ if asked => "; the device's translation request is refused",
                 Ending::Abort => "; the client gets an abort",
                 Ending::ZeroIgnore => "; reads give zeros, writes vanish",
                 Ending::Stall => "; it waits for CMD_RESUME",
             };
             text += match recorded {
+                _ if asked => "",
                 Recorded::Now => ", recorded",
                 Recorded::Later => ", the record waits for room in the event queue",
                 Recorded::Overflow => ", the record is lost: the event queue is full",
@@ -252,8 +264,12 @@ pub(crate) fn before_the_walk(e: &Explanation, caps: &Caps, fault: &Fault) -> St
     let input = if fault.stage == 2 { fault.ipa } else { e.va.get() };
     let Some(ste) = e.ste.map(|(_, s)| s) else { return format!("{input:#x} is not translatable") };
     if fault.kind == FaultKind::AddressSize {
-        let bits = if ste.config().stage1() || ste.config().stage2() { caps.ias_bits() } else { caps.oas_bits };
-        return format!("{input:#x} needs {} bits, and without stage 1 {bits} are allowed", words::width(input));
+        let bits =
+            if ste.config().stage1() || ste.config().stage2() { caps.ias_bits() } else { caps.oas_bits };
+        return format!(
+            "{input:#x} needs {} bits, and without stage 1 {bits} are allowed",
+            words::width(input)
+        );
     }
     if fault.stage == 2 {
         let s = shape::of_ste(&ste, caps);

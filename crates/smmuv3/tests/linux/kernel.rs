@@ -127,6 +127,8 @@ pub struct Domain {
     /// Where new tables come from, if not from the allocator.
     arena: Option<u64>,
     tables: Vec<u64>,
+    /// What the kernel's own address of a table is above the one in its descriptors.
+    above: u64,
 }
 
 struct Master {
@@ -461,7 +463,7 @@ impl Linux {
             at
         } else {
             let at = self.command([0x46 | 2 << 12, 0]);
-            assert_eq!(self.r(CMDQ_CONS), self.prod, "CMD_SYNC timeout");
+            assert_eq!(self.r(CMDQ_CONS) & 0xf_ffff, self.prod, "CMD_SYNC timeout");
             at
         }
     }
@@ -787,6 +789,7 @@ impl Linux {
             input_bits,
             arena,
             tables: Vec::new(),
+            above: 0,
         };
         let entries = 1u64 << (input_bits - u64::from(12 + 9 * (3 - start_level)));
         d.root = self.new_table(&mut d, (8 * entries).max(0x1000));
@@ -827,6 +830,7 @@ impl Linux {
 
     /// The tables of a guest, in the addresses that it sees.
     pub fn rebase(&mut self, d: &mut Domain, ipa: impl Fn(u64) -> u64) {
+        d.above = d.root - ipa(d.root);
         for t in &d.tables {
             for n in 0..512 {
                 let at = t + 8 * n;
@@ -851,10 +855,10 @@ impl Linux {
             }
             let v = self.load(at);
             if v & 3 == 3 {
-                table = v & 0xffff_ffff_f000;
+                table = (v & 0xffff_ffff_f000) + d.above;
             } else if make {
                 table = self.new_table(d, 0x1000);
-                self.store(at, &[table | 3]);
+                self.store(at, &[(table - d.above) | 3]);
             } else {
                 return None;
             }

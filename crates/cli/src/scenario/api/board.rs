@@ -9,6 +9,7 @@ use portcullis_board::sim::{Explanation, Registers};
 use portcullis_board::system::{Channel, SmmuV3};
 use portcullis_bus::Initiator;
 use portcullis_drivers::ops::{DomainSpec, FaultModel, Paging, StreamOverrides};
+use portcullis_explain::Seen;
 use portcullis_hal::{DmaMemory, Mmio};
 use portcullis_iommu::{BindOptions, DeviceId, FaultReport, FaultResponse, Process, ProcessConfig};
 use rhai::{Array, Dynamic, Engine, Map};
@@ -352,6 +353,15 @@ impl Board {
         Ok(i64::from(self.smmu_registers()?.read32(length(offset)?)))
     }
 
+    fn smmu_read64(&mut self, offset: i64) -> Result<i64> {
+        Ok(self.smmu_registers()?.read64(length(offset)?) as i64)
+    }
+
+    fn smmu_write64(&mut self, offset: i64, value: i64) -> Result<()> {
+        self.smmu_registers()?.write64(length(offset)?, address(value));
+        self.settle()
+    }
+
     fn smmu_write(&mut self, offset: i64, value: i64) -> Result<()> {
         self.smmu_registers()?.write32(length(offset)?, word(value)?);
         self.settle()
@@ -413,7 +423,13 @@ impl Board {
         }
     }
 
-    fn look(&self, engine: &EngineHandle, substream: Option<i64>, iova: i64, access: Access) -> Result<Explanation> {
+    fn look(
+        &self,
+        engine: &EngineHandle,
+        substream: Option<i64>,
+        iova: i64,
+        access: Access,
+    ) -> Result<Explanation> {
         self.same(&engine.board)?;
         let machine = self.world.system.machine();
         let slot = machine.engine(&engine.name);
@@ -443,7 +459,7 @@ impl Board {
             "write" => Access::Write,
             other => return fail(format!("{other:?} is not \"read\" or \"write\"")),
         };
-        let story = self.world.tell(&self.look(&engine, substream, iova, access)?, None, false);
+        let story = self.world.tell(&self.look(&engine, substream, iova, access)?, Seen::default());
         let text = story.to_string();
         self.context.emit(Item::Explain { engine: engine.name, story });
         Ok(text)
@@ -502,12 +518,17 @@ pub fn register(engine: &mut Engine, context: &Rc<Context>) {
 
     engine.register_fn("smmu_read", Board::smmu_read);
     engine.register_fn("smmu_write", Board::smmu_write);
+    engine.register_fn("smmu_read64", Board::smmu_read64);
+    engine.register_fn("smmu_write64", Board::smmu_write64);
     engine.register_fn("mmio_read32", Board::mmio_read32);
     engine.register_fn("mmio_write32", Board::mmio_write32);
     engine.register_fn("explain", Board::explain);
-    engine.register_fn("explain", |b: &mut Board, e: EngineHandle, substream: i64, iova: i64, access: &str| {
-        b.explain_of(e, Some(substream), iova, access)
-    });
+    engine.register_fn(
+        "explain",
+        |b: &mut Board, e: EngineHandle, substream: i64, iova: i64, access: &str| {
+            b.explain_of(e, Some(substream), iova, access)
+        },
+    );
     engine.register_fn("command", Board::command);
     engine.register_fn("poll", Board::poll);
     engine.register_fn("ste", |b: &mut Board, e: EngineHandle| b.config_address(&e, None, false));

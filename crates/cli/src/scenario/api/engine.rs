@@ -193,7 +193,9 @@ impl EngineHandle {
             match (key.as_str(), value.as_bool().ok()) {
                 ("privileged", Some(on)) => pasid.privileged = on,
                 ("execute", Some(on)) => pasid.execute = on,
-                _ => return fail(format!("set_pasid: {key} is not privileged or execute with true or false")),
+                _ => {
+                    return fail(format!("set_pasid: {key} is not privileged or execute with true or false"));
+                }
             }
         }
         self.tester()?.driver.set_pasid(Some(pasid)).or_else(fail)

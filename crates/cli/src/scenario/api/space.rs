@@ -58,10 +58,15 @@ impl DomainHandle {
         self.domain.map(Iova(address(iova)), Pa(address(pa)), address(len), prot).or_else(fail)
     }
     fn unmap(&mut self, iova: i64, len: i64) -> Result<i64> {
-        self.domain.unmap(Iova(address(iova)), address(len)).map(|n| n as i64).or_else(fail)
+        let bytes = self.domain.unmap(Iova(address(iova)), address(len)).map(|n| n as i64).or_else(fail)?;
+        // Devices with translations of their own had to forget them.
+        self.board.drain();
+        Ok(bytes)
     }
     fn protect(&mut self, iova: i64, len: i64, prot: &str) -> Result<()> {
-        self.domain.protect(Iova(address(iova)), address(len), parse_prot(prot)?).or_else(fail)
+        self.domain.protect(Iova(address(iova)), address(len), parse_prot(prot)?).or_else(fail)?;
+        self.board.drain();
+        Ok(())
     }
     fn phys(&mut self, iova: i64) -> Dynamic {
         physical(self.domain.iova_to_phys(Iova(address(iova))))

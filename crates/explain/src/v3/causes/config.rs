@@ -2,8 +2,8 @@
 
 use portcullis_arch::smmuv3::regs::{StrtabBase, StrtabBaseCfg};
 use portcullis_arch::smmuv3::{EventCode, L1Std};
-use portcullis_bus::coherency::Maintenance;
 use portcullis_bus::Memory;
+use portcullis_bus::coherency::Maintenance;
 use portcullis_smmuv3::{Explanation, Outcome};
 
 use crate::causes::{Cause, CauseContext, CauseKind};
@@ -22,7 +22,8 @@ pub(super) fn stale_words(e: &Explanation, ctx: &CauseContext<'_>) -> Option<Cau
     let of = |s: &portcullis_bus::StaleRead| {
         places.iter().find(|(at, len, _)| at.is_some_and(|at| s.pa.wrapping_sub(at & !7) < *len)).map(|p| p.2)
     };
-    let (s, what) = ctx.stale.iter().filter(|s| s.missing == Maintenance::Clean).find_map(|s| Some((s, of(s)?)))?;
+    let (s, what) =
+        ctx.stale.iter().filter(|s| s.missing == Maintenance::Clean).find_map(|s| Some((s, of(s)?)))?;
     Some(
         Cause::new(
             CauseKind::TablesNotCleaned,
@@ -55,8 +56,12 @@ pub(super) fn causes<M: Memory>(
             "a secure instruction fetch from non-secure memory, which S_CR0.SIF=1 forbids",
             "drive AxPROT[2]=0 (data) on the master, or write STE.INSTCFG = 2",
         ),
-        other => Cause::new(CauseKind::NoDomainAttached, format!("{}: {}", named(other), e.rule), "check the stream's STE")
-            .because(ctx.describe(e.from.stream)),
+        other => Cause::new(
+            CauseKind::NoDomainAttached,
+            format!("{}: {}", named(other), e.rule),
+            "check the stream's STE",
+        )
+        .because(ctx.describe(e.from.stream)),
     };
     vec![cause]
 }
@@ -68,13 +73,19 @@ const IDS: &str = "check the ids in the device tree: iommus = <&smmu id> for a p
 fn bad_stream(e: &Explanation, ctx: &CauseContext<'_>) -> Cause {
     let sid = e.from.stream.get();
     let cfg = StrtabBaseCfg::from_bits(e.strtab_base_cfg);
-    let size = format!("STRTAB_BASE_CFG.LOG2SIZE={}: streams below {:#x}", cfg.log2size(), 1u64 << cfg.log2size().min(32));
+    let size = format!(
+        "STRTAB_BASE_CFG.LOG2SIZE={}: streams below {:#x}",
+        cfg.log2size(),
+        1u64 << cfg.log2size().min(32)
+    );
     let who = ctx.describe(e.from.stream);
     let Some((at, l1)) = e.l1std else {
         return Cause::new(
             CauseKind::StreamIdTooWide,
             format!("stream {sid:#x} is beyond the stream table"),
-            format!("make the stream table as large as IDR1.SIDSIZE allows, or as the largest id needs; {IDS}"),
+            format!(
+                "make the stream table as large as IDR1.SIDSIZE allows, or as the largest id needs; {IDS}"
+            ),
         )
         .because(size)
         .because(who);
@@ -150,19 +161,34 @@ const ADVICE: &[(&str, &str)] = &[
     ("S1CDMax", "write STE.S1CDMax of at most IDR1.SSIDSIZE"),
     ("S1Fmt", "use a linear CD table (STE.S1Fmt=0) where IDR0.CD2L is 0"),
     ("S1ContextPtr", "write the physical address of the CD table into STE.S1ContextPtr"),
-    ("EATS", "write STE.EATS=1 for full ATS without stage 2 stalls; 2 needs both stages, S2S=0 and IDR0.NS1ATS=0"),
+    (
+        "EATS",
+        "write STE.EATS=1 for full ATS without stage 2 stalls; 2 needs both stages, S2S=0 and IDR0.NS1ATS=0",
+    ),
     ("STRW", "write STE.STRW=0 (EL1), or 2 (EL2) where IDR0.HYP is 1"),
     ("S2VMID", "use VMIDs below 256 where IDR0.VMID16 is 0"),
     ("S2TTB", "write the physical address of stage 2's first table, within S2PS, into STE.S2TTB"),
-    ("S2T0SZ", "write S2T0SZ, S2SL0 and S2TG that belong together: IPA bits = 64 - S2T0SZ, start level by S2SL0"),
+    (
+        "S2T0SZ",
+        "write S2T0SZ, S2SL0 and S2TG that belong together: IPA bits = 64 - S2T0SZ, start level by S2SL0",
+    ),
     ("S2TG", "use a granule that IDR5 has"),
     ("S2S", "write STE.S2S as IDR0.STALL_MODEL demands: 0 for terminate only, 1 for stall forced"),
-    ("CD.S =", "write CD.S as IDR0.STALL_MODEL demands: 0 for terminate only (or STE.S1STALLD=1), 1 for stall forced"),
+    (
+        "CD.S =",
+        "write CD.S as IDR0.STALL_MODEL demands: 0 for terminate only (or STE.S1STALLD=1), 1 for stall forced",
+    ),
     ("CD.A", "write CD.A=1 where IDR0.TERM_MODEL is 1"),
     ("ASID", "use ASIDs below 256 where IDR0.ASID16 is 0"),
-    ("T0SZ", "write a T0SZ of 16 to 39 (to 48 with IDR3.STT, from 12 with 52-bit addresses), or EPD=1 for a half that is not used"),
+    (
+        "T0SZ",
+        "write a T0SZ of 16 to 39 (to 48 with IDR3.STT, from 12 with 52-bit addresses), or EPD=1 for a half that is not used",
+    ),
     ("TG0", "use a granule that IDR5 has, or EPD=1 for a half that is not used"),
-    ("TTB0", "write the physical address of the first table, within IPS, into CD.TTB0 or TTB1; ASIDs are in a field of their own"),
+    (
+        "TTB0",
+        "write the physical address of the first table, within IPS, into CD.TTB0 or TTB1; ASIDs are in a field of their own",
+    ),
     ("ENDI", "build tables in the endianness that IDR0.TTENDIAN has"),
     ("HA", "enable hardware updates only as far as IDR0.HTTU goes"),
     ("AA64", "use the table format that IDR0.TTF has"),
@@ -180,7 +206,10 @@ fn bad_ste<M: Memory>(probe: &Probe<'_, M>, e: &Explanation, ctx: &CauseContext<
     };
     let at = at.get();
     if ste.valid() {
-        let fix = advice(e.rule, "the SMMU lacks a feature that the STE asks for: read IDR0 to IDR5 before writing it");
+        let fix = advice(
+            e.rule,
+            "the SMMU lacks a feature that the STE asks for: read IDR0 to IDR5 before writing it",
+        );
         return Cause::new(
             CauseKind::IllegalStreamEntry,
             format!("the STE of stream {sid:#x} is illegal: {}", e.rule),
@@ -202,7 +231,10 @@ fn bad_ste<M: Memory>(probe: &Probe<'_, M>, e: &Explanation, ctx: &CauseContext<
     if ste.0 == [0; 8] {
         cause.because(format!("the whole entry at {at:#x} is zero"))
     } else {
-        cause.because(format!("word 0 of the entry at {at:#x} is {:#x}; other words are not zero, so it was in use once", ste.0[0]))
+        cause.because(format!(
+            "word 0 of the entry at {at:#x} is {:#x}; other words are not zero, so it was in use once",
+            ste.0[0]
+        ))
     }
 }
 
@@ -224,7 +256,10 @@ fn bad_substream(e: &Explanation) -> Cause {
     let cause = if ste.config().stage1() && max != 0 {
         Cause::new(
             CauseKind::SubstreamsOff,
-            format!("substream {ssid:#x} is beyond the {:#x} context descriptors of the stream (S1CDMax={max})", 1u64 << max),
+            format!(
+                "substream {ssid:#x} is beyond the {:#x} context descriptors of the stream (S1CDMax={max})",
+                1u64 << max
+            ),
             "give the device a PASID below 2^S1CDMax; S1CDMax follows pasid-num-bits of its node (PCIe: its PASID capability) \
              and IDR1.SSIDSIZE",
         )
@@ -264,7 +299,10 @@ fn bad_cd(e: &Explanation) -> Cause {
         return Cause::new(
             CauseKind::IllegalContextDescriptor,
             format!("the context descriptor is illegal: {}", e.rule),
-            advice(e.rule, "the SMMU lacks a feature that the CD asks for: read IDR0 to IDR5 before writing it"),
+            advice(
+                e.rule,
+                "the SMMU lacks a feature that the CD asks for: read IDR0 to IDR5 before writing it",
+            ),
         )
         .because(format!("the CD at {at:#x} has word 0 = {:#x}, word 1 = {:#x}", cd.0[0], cd.0[1]));
     }

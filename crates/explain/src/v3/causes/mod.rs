@@ -22,7 +22,7 @@ use crate::v3::story::{self, Seen, Stale};
 /// the SMMU's memory, so a model of CPU caches may report stale reads: take reports that are wanted before calling this.
 pub fn causes_v3<M: Memory>(smmu: &SmmuV3<M>, e: &Explanation, ctx: &CauseContext<'_>) -> Vec<Cause> {
     let Some(probe) = Probe::of(smmu) else { return Vec::new() };
-    let seen = Seen { cached: ctx.cached, passed: ctx.passed };
+    let seen = Seen { cached: ctx.cached, passed: ctx.passed, asked: false };
     if let Some(stale) = story::stale(e, &seen) {
         let first = stale_answer(e, &stale);
         // Behind it, why the tables would refuse.
@@ -32,7 +32,8 @@ pub fn causes_v3<M: Memory>(smmu: &SmmuV3<M>, e: &Explanation, ctx: &CauseContex
 }
 
 fn of_outcome<M: Memory>(probe: &Probe<'_, M>, e: &Explanation, ctx: &CauseContext<'_>) -> Vec<Cause> {
-    let tables = || shared::stale_tables(&e.cd_walk, ctx).into_iter().chain(shared::stale_tables(&e.walk, ctx));
+    let tables =
+        || shared::stale_tables(&e.cd_walk, ctx).into_iter().chain(shared::stale_tables(&e.walk, ctx));
     match &e.outcome {
         Outcome::Bypass { reason, pa, .. } => bypass(e, ctx, *reason, pa.get()).into_iter().collect(),
         Outcome::Silent(why) => vec![silent(probe, e, ctx, *why)],
@@ -95,7 +96,12 @@ fn bypass(e: &Explanation, ctx: &CauseContext<'_>, reason: BypassReason, pa: u64
     Some(cause.because(format!("{:#x} is used as physical address {pa:#x} ({})", e.va, ctx.place(pa))))
 }
 
-fn silent<M: Memory>(probe: &Probe<'_, M>, e: &Explanation, ctx: &CauseContext<'_>, why: SilentAbort) -> Cause {
+fn silent<M: Memory>(
+    probe: &Probe<'_, M>,
+    e: &Explanation,
+    ctx: &CauseContext<'_>,
+    why: SilentAbort,
+) -> Cause {
     match why {
         SilentAbort::Disabled => Cause::new(
             CauseKind::SmmuOff,

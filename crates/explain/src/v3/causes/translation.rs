@@ -62,7 +62,12 @@ pub(super) fn causes<M: Memory>(
 }
 
 /// Stage 2 of a nested pair does not map what stage 1, or the CD fetch, asks for.
-fn stage2_hole<M: Memory>(e: &Explanation, ctx: &CauseContext<'_>, probe: &Probe<'_, M>, fault: &Fault) -> Cause {
+fn stage2_hole<M: Memory>(
+    e: &Explanation,
+    ctx: &CauseContext<'_>,
+    probe: &Probe<'_, M>,
+    fault: &Fault,
+) -> Cause {
     let ipa = fault.ipa;
     let whose = if e.cd.is_none() {
         "where the guest's context descriptor is"
@@ -82,7 +87,8 @@ fn stage2_hole<M: Memory>(e: &Explanation, ctx: &CauseContext<'_>, probe: &Probe
         cause = cause.because(before_the_walk(e, probe.caps(), fault));
     }
     if ctx.is_ram(ipa) {
-        cause = cause.because(format!("{ipa:#x} is host RAM: stage 1 may hold host physical addresses by mistake"));
+        cause = cause
+            .because(format!("{ipa:#x} is host RAM: stage 1 may hold host physical addresses by mistake"));
     }
     cause
 }

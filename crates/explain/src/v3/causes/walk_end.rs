@@ -51,7 +51,11 @@ fn cd_candidates(at: u64, cd: &Cd, caps: &Caps, s: &Shape, ips: Option<u8>) -> V
                 continue;
             }
             let d = cd.dw0();
-            let d = if s.half == 0 { d.with_t0sz(tsz).with_tg0(tg0(g)) } else { d.with_t1sz(tsz).with_tg1(tg1(g)) };
+            let d = if s.half == 0 {
+                d.with_t0sz(tsz).with_tg0(tg0(g))
+            } else {
+                d.with_t1sz(tsz).with_tg1(tg1(g))
+            };
             let d = ips.map_or(d, |code| d.with_ips(code));
             let output = ips.map_or(String::new(), |code| format!(" and IPS = {code}"));
             let text = format!(
@@ -124,7 +128,10 @@ pub(super) fn search<M: Memory>(
 
 fn found(s: &Shape, text: &str, va: u64, pa: u64) -> Cause {
     let (whose, fix) = if s.stage == 2 {
-        ("the STE", "write the size, start level and granule that the tables were built for into the STE".to_owned())
+        (
+            "the STE",
+            "write the size, start level and granule that the tables were built for into the STE".to_owned(),
+        )
     } else {
         (
             "the CD",
@@ -134,8 +141,12 @@ fn found(s: &Shape, text: &str, va: u64, pa: u64) -> Cause {
         )
     };
     let output = format!("{} = {}", s.output_field(), s.size_code);
-    Cause::new(CauseKind::LayoutMismatch, format!("the tables are of another shape than {whose} says: {}, {output}", s.text()), fix)
-        .because(format!("with {text} these tables translate {va:#x} to {pa:#x}"))
+    Cause::new(
+        CauseKind::LayoutMismatch,
+        format!("the tables are of another shape than {whose} says: {}, {output}", s.text()),
+        fix,
+    )
+    .because(format!("with {text} these tables translate {va:#x} to {pa:#x}"))
 }
 
 /// An address in the tables, or the input of a stream without stage 1, is too wide.
@@ -255,7 +266,8 @@ fn forbidden<M: Memory>(probe: &Probe<'_, M>, e: &Explanation, fault: &Fault, re
     };
     let cause = match (reason.why, fault.stage) {
         (Why::ReadOnly | Why::WriteOnly | Why::TableInDevice, 2) => {
-            let what = if fault.write { "update of a table".to_owned() } else { format!("{}{whose}", e.access) };
+            let what =
+                if fault.write { "update of a table".to_owned() } else { format!("{}{whose}", e.access) };
             Cause::new(
                 CauseKind::Stage2Forbids,
                 format!("stage 2 forbids the {what} of IPA {:#x}", fault.ipa),

@@ -1,0 +1,355 @@
+//! Proofs by random configurations. Every transaction ends, and is recorded, as a second reading of the architecture says
+//! (`isolation/sheet.rs`, which shares nothing with the model). What a tenant's device does never leaves the tenant's
+//! memory, whatever the tenant writes into tables of its own. And a port's caches answer like an uncached walk as soon as
+//! what software changed has been invalidated in any legal way.
+
+#[path = "rig/random.rs"]
+mod random;
+#[path = "isolation/sheet.rs"]
+mod sheet;
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+
+use portcullis_arch::attrs::{MemoryType, Shareability};
+use portcullis_arch::{Access, Attributes, Iova, Pa, StreamId, SubstreamId};
+use portcullis_bus::{AtsPort, AtsReply, BusError, DmaPort, Initiator, Memory, Mmio, PageRequest, SystemMemory};
+use portcullis_smmuv3::{Caps, Httu, Port, SmmuV3, StallModel, TableEndian, Window};
+use portcullis_walk::FaultOutcome;
+use random::Rng;
+use sheet::{How, Outcome, Sheet, Transaction, Type};
+
+const RAM: u64 = random::RAM;
+/// Up to where the tests have memory.
+const SIZE: u64 = 0x80_0000;
+
+/// Memory that keeps a log of accesses: address, bytes, and what was written where a word changed.
+#[derive(Clone)]
+struct Watch {
+    mem: SystemMemory,
+    log: Arc<Mutex<Vec<(u64, u64, Option<u64>)>>>,
+}
+
+impl Watch {
+    fn new(mem: &SystemMemory) -> Self {
+        Self { mem: mem.clone(), log: Arc::default() }
+    }
+    fn note(&self, pa: Pa, len: usize, new: Option<u64>) {
+        self.log.lock().unwrap().push((pa.get(), len as u64, new));
+    }
+    fn take(&self) -> Vec<(u64, u64, Option<u64>)> {
+        std::mem::take(&mut self.log.lock().unwrap())
+    }
+}
+
+impl Memory for Watch {
+    fn read(&self, pa: Pa, a: Attributes, buf: &mut [u8]) -> Result<(), BusError> {
+        self.note(pa, buf.len(), None);
+        self.mem.read(pa, a, buf)
+    }
+    fn write(&self, pa: Pa, a: Attributes, buf: &[u8]) -> Result<(), BusError> {
+        self.note(pa, buf.len(), Some(0));
+        self.mem.write(pa, a, buf)
+    }
+    fn load64(&self, pa: Pa, a: Attributes) -> Result<u64, BusError> {
+        self.note(pa, 8, None);
+        self.mem.load64(pa, a)
+    }
+    fn load32(&self, pa: Pa, a: Attributes) -> Result<u32, BusError> {
+        self.note(pa, 4, None);
+        self.mem.load32(pa, a)
+    }
+    fn cas64(&self, pa: Pa, a: Attributes, old: u64, new: u64) -> Result<u64, BusError> {
+        let held = self.mem.cas64(pa, a, old, new)?;
+        self.note(pa, 8, (held == old).then_some(new));
+        Ok(held)
+    }
+}
+
+/// An SMMU whose walks and whose data are watched apart.
+struct Machine {
+    mem: SystemMemory,
+    walks: Watch,
+    data: Watch,
+    smmu: Arc<SmmuV3<Watch>>,
+    w: Window<Watch>,
+    cmdq: u64,
+    eventq: u64,
+}
+
+const CMDQ_LOG2: u32 = 6;
+const EVENTQ_LOG2: u32 = 6;
+const SYNC: [u64; 2] = [0x46, 0];
+
+impl Machine {
+    fn new(caps: Caps, cmdq: u64, eventq: u64) -> Self {
+        let mem = SystemMemory::new(&[(RAM, SIZE)]).unwrap();
+        let (walks, data) = (Watch::new(&mem), Watch::new(&mem));
+        let smmu = SmmuV3::builder(caps).memory(walks.clone()).build().unwrap();
+        let w = smmu.window(false);
+        Self { mem, walks, data, smmu, w, cmdq, eventq }
+    }
+
+    fn start(&self, strtab: u64, cfg: u32, cr2: u32) {
+        let w = |at, v| self.w.write32(at, v).unwrap();
+        w(0x20, 0);
+        w(0x28, 0xd75);
+        w(0x2c, cr2);
+        self.w.write64(0x80, strtab).unwrap();
+        w(0x88, cfg);
+        self.w.write64(0x90, self.cmdq | u64::from(CMDQ_LOG2)).unwrap();
+        self.w.write64(0xa0, self.eventq | u64::from(EVENTQ_LOG2)).unwrap();
+        let ats = self.smmu.caps().ats;
+        w(0x20, 0xd | if ats { 0x10 } else { 0 });
+        assert_eq!(self.r(0x24) & 0xd, 0xd);
+    }
+
+    fn r(&self, at: u64) -> u32 {
+        self.w.read32(at).unwrap()
+    }
+    fn store(&self, at: u64, words: &[u64]) {
+        for (n, w) in words.iter().enumerate() {
+            self.mem.store64(Pa(at + 8 * n as u64), *w).unwrap();
+        }
+    }
+    fn load(&self, at: u64) -> u64 {
+        self.mem.load64(Pa(at), Attributes::DEVICE_DEFAULT).unwrap()
+    }
+    fn command(&self, command: [u64; 2]) {
+        let prod = self.r(0x98);
+        self.store(self.cmdq + 16 * u64::from(prod & ((1 << CMDQ_LOG2) - 1)), &command);
+        self.w.write32(0x98, (prod + 1) & ((2 << CMDQ_LOG2) - 1)).unwrap();
+        assert_eq!(self.r(0x60), self.r(0x64), "{command:x?} is an error");
+    }
+    fn events(&self) -> Vec<[u64; 4]> {
+        let mut found = Vec::new();
+        let prod = self.r(0x1_00a8);
+        let mut cons = self.r(0x1_00ac);
+        while cons != prod {
+            let at = self.eventq + 32 * u64::from(cons & ((1 << EVENTQ_LOG2) - 1));
+            found.push([0, 8, 16, 24].map(|o| self.load(at + o)));
+            cons = (cons + 1) & ((2 << EVENTQ_LOG2) - 1);
+        }
+        self.w.write32(0x1_00ac, cons).unwrap();
+        found
+    }
+    fn port(&self) -> Port<Watch> {
+        self.smmu.port(self.data.clone())
+    }
+}
+
+fn initiator(t: &Transaction) -> Initiator {
+    let memory = match t.memory {
+        Type::Device(kind) => MemoryType::from_code(kind),
+        Type::Normal(outer, inner) => MemoryType::normal(outer, inner),
+    };
+    let attrs = Attributes::DEVICE_DEFAULT
+        .with_privileged(t.privileged)
+        .with_instruction(t.instruction)
+        .with_memory(memory)
+        .with_shareability(Shareability::from_code(t.sh));
+    Initiator { stream: StreamId(t.sid), substream: t.ssid.map(SubstreamId), attrs }
+}
+
+fn access(t: &Transaction) -> Access {
+    if t.write { Access::Write } else { Access::Read }
+}
+
+/// What the model makes of a transaction, in the sheet's words. A stalled one is terminated.
+fn outcome(m: &Machine, port: &mut Port<Watch>, t: &Transaction) -> Outcome {
+    let got = port.translate(&initiator(t), Iova(t.va), access(t));
+    let mut events = m.events();
+    assert!(events.len() <= 1, "one transaction gives at most one event");
+    let event = events.pop();
+    let (record, recorded) = (event.unwrap_or([0; 4]), event.is_some());
+    match got {
+        Ok(to) => {
+            assert_eq!(event, None);
+            let code = to.attrs.memory().code();
+            let memory = if code < 4 { Type::Device(code) } else { Type::Normal(code >> 2, code & 3) };
+            Outcome::Pass { pa: to.pa.get(), memory, sh: to.attrs.shareability() as u8 }
+        }
+        Err(FaultOutcome::Stall(tag)) => {
+            let stalled = m.smmu.stalled();
+            assert_eq!((stalled.len(), stalled[0].tag, stalled[0].stream), (1, tag, t.sid));
+            assert_eq!(record[1] & 0xffff, u64::from(stalled[0].stag.unwrap()));
+            m.command([0x45 | u64::from(t.sid) << 32, 0]);
+            let record = [record[0], record[1] & !0xffff, record[2], record[3]];
+            Outcome::Fault { record, recorded, how: How::Stall }
+        }
+        Err(FaultOutcome::Terminate { abort }) => {
+            let how = if abort { How::Abort } else { How::Zero };
+            Outcome::Fault { record, recorded, how }
+        }
+        Err(FaultOutcome::Retry) => panic!("a port looks again by itself"),
+    }
+}
+
+/// What of an outcome can be seen: a record that is not written cannot.
+fn visible(o: Outcome) -> Outcome {
+    match o {
+        Outcome::Silent => Outcome::Fault { record: [0; 4], recorded: false, how: How::Abort },
+        Outcome::Fault { recorded: false, how, .. } => {
+            Outcome::Fault { record: [0; 4], recorded: false, how }
+        }
+        other => other,
+    }
+}
+
+/// Parts that differ in what they have.
+fn parts() -> Vec<Caps> {
+    let full = || Caps { sid_bits: 16, ssid_bits: 8, secure: None, ..Caps::full() };
+    let narrow = || Caps { oas_bits: 44, ds: false, va52: false, ..full() };
+    vec![
+        full(),
+        narrow(),
+        Caps { ds: false, ..full() },
+        Caps { httu: Httu::Access, stall_model: StallModel::Terminate, stall_max: 0, ..narrow() },
+        Caps { httu: Httu::None, stall_model: StallModel::Forced, endian: TableEndian::Little, ..narrow() },
+        Caps { aarch32: false, stt: false, attr_perms_override: false, cd2l: false, ..full() },
+        Caps { abort_only: true, endian: TableEndian::Big, attr_types_override: false, ..narrow() },
+        Caps {
+            aarch64: false,
+            httu: Httu::None,
+            stt: false,
+            ds: false,
+            va52: false,
+            oas_bits: 40,
+            gran16k: false,
+            gran64k: false,
+            ..full()
+        },
+        Caps::qemu_virt(),
+        Caps::small(),
+    ]
+}
+
+fn random_transaction(rng: &mut Rng, sids: u64) -> Transaction {
+    let ssids = if rng.one_in(8) { 1 << 20 } else { 9 };
+    Transaction {
+        sid: if rng.one_in(64) { rng.next() as u32 } else { rng.below(sids) as u32 },
+        ssid: if rng.one_in(3) { Some(rng.below(ssids) as u32) } else { None },
+        va: random::address(rng),
+        write: rng.one_in(2),
+        privileged: rng.one_in(3),
+        instruction: rng.one_in(4),
+        memory: rng.pick(&[Type::Normal(3, 3), Type::Normal(1, 1), Type::Normal(2, 3), Type::Device(1), Type::Device(3)]),
+        sh: rng.pick(&[0, 2, 3]),
+    }
+}
+
+/// A last-level address inside a table that exists, so that walks end well now and then.
+fn run_against_the_sheet(caps: &Caps, seed: u64, rounds: usize) -> BTreeMap<String, u64> {
+    let mut rng = Rng(seed);
+    let m = Machine::new(caps.clone(), random::CMDQ, random::EVENTQ);
+    let mut seen = BTreeMap::new();
+    for _ in 0..rounds {
+        for n in 0..8 {
+            m.store(random::STRTAB + 64 * n, &random::ste(&mut rng, caps));
+            m.store(random::CDS + 64 * n, &random::cd(&mut rng, caps));
+            m.store(random::L1 + 8 * n, &[random::l1std(&mut rng)]);
+            m.store(random::L1CDS + 8 * n, &[random::l1cd(&mut rng)]);
+        }
+        m.mem.write(Pa(random::TABLES), Attributes::DEVICE_DEFAULT, &[0; 0x1_0000]).unwrap();
+        for _ in 0..600 {
+            let (at, value) = random::descriptor(&mut rng);
+            m.store(at, &[value]);
+        }
+        let two_level = caps.two_level_streams && rng.one_in(4);
+        let (strtab, cfg) = if two_level {
+            (random::L1, 1 << 16 | rng.pick(&[6u32, 8, 10, 7]) << 6 | (6 + rng.below(5) as u32))
+        } else {
+            (random::STRTAB, 3)
+        };
+        let cr2 = rng.below(4) as u32 | 2 * u32::from(!rng.one_in(4));
+        m.start(strtab, cfg, cr2);
+        let sheet = Sheet {
+            caps: caps.clone(),
+            mem: m.mem.clone(),
+            strtab_base: strtab,
+            strtab_cfg: cfg.into(),
+            recinvsid: cr2 & 2 != 0,
+            e2h: cr2 & 1 != 0 && caps.hyp,
+        };
+        for _ in 0..60 {
+            let t = random_transaction(&mut rng, 8);
+            let (expected, updates) = sheet.run(t);
+            m.walks.take();
+            let got = outcome(&m, &mut m.port(), &t);
+            let expected = visible(expected);
+            let ste: Vec<u64> = (0..8).map(|n| m.load(random::STRTAB + 64 * u64::from(t.sid & 7) + 8 * n)).collect();
+            assert_eq!(got, expected, "{t:x?}, STE {ste:x?}, {cr2:x} seed {seed}, {caps:?}");
+            // Descriptors that hardware changed.
+            let mut changed = BTreeMap::new();
+            for (pa, _, new) in m.walks.take() {
+                if let Some(new) = new.filter(|_| (random::TABLES..random::DATA).contains(&pa)) {
+                    changed.insert(pa, new);
+                }
+            }
+            if matches!(got, Outcome::Pass { .. }) {
+                assert_eq!(changed, updates, "{t:x?}, STE {ste:x?}, {cr2:x}");
+            } else {
+                assert!(changed.iter().all(|(at, v)| updates.get(at) == Some(v)), "{changed:x?} {updates:x?}");
+            }
+            let name = match got {
+                Outcome::Pass { .. } if !updates.is_empty() => "updated".into(),
+                Outcome::Pass { .. } => "passed".into(),
+                Outcome::Silent => unreachable!(),
+                Outcome::Fault { record, recorded: true, how } => {
+                    let class = record[1] >> 39 & 7;
+                    format!("{:02x} s2class {class} {how:?}", record[0] & 0xff)
+                }
+                Outcome::Fault { how, .. } => format!("unrecorded {how:?}"),
+            };
+            *seen.entry(name).or_insert(0) += 1;
+        }
+    }
+    seen
+}
+
+#[test]
+fn every_outcome_and_record_is_as_a_second_reading_says() {
+    let mut all = BTreeMap::new();
+    for (n, caps) in parts().iter().enumerate() {
+        for (name, count) in run_against_the_sheet(caps, 1000 + n as u64, 60) {
+            *all.entry(name).or_insert(0) += count;
+        }
+    }
+    println!("{all:#?}");
+    for name in [
+        "passed",
+        "updated",
+        "02 s2class 0 Abort",
+        "03 s2class 0 Abort",
+        "04 s2class 0 Abort",
+        "06 s2class 0 Abort",
+        "08 s2class 0 Abort",
+        "0a s2class 0 Abort",
+        "0b s2class 2 Abort",
+        "10 s2class 4 Abort",
+        "10 s2class 4 Zero",
+        "10 s2class 4 Stall",
+        "10 s2class 1 Abort",
+        "10 s2class 3 Abort",
+        "10 s2class 5 Abort",
+        "11 s2class 4 Abort",
+        "12 s2class 4 Abort",
+        "13 s2class 4 Abort",
+        "13 s2class 4 Stall",
+        "13 s2class 5 Abort",
+        "unrecorded Abort",
+        "unrecorded Zero",
+    ] {
+        assert!(all.get(name).is_some_and(|n| *n > 0), "{name} did not happen: {all:#?}");
+    }
+}
+
+#[test]
+#[ignore = "a long run"]
+fn a_million_outcomes_are_as_a_second_reading_says() {
+    for seed in 0..200 {
+        for caps in parts() {
+            run_against_the_sheet(&caps, 5000 + seed, 10);
+        }
+    }
+}
