@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{of_kind, run, script};
+use common::{of_kind, run, script, script_on};
 
 /// The line that says why a scenario failed, and nothing else went wrong.
 #[track_caller]
@@ -205,4 +205,119 @@ fn no_number_makes_a_call_panic() {
         ran.stdout.lines().rev().take(3).collect::<Vec<_>>().join("\n"),
         ran.stderr
     );
+}
+
+#[test]
+fn an_error_on_an_smmuv3_board_names_its_line() {
+    let device = "let b = boot();\nlet t = b.tester(\"testdev0\");\n";
+    for (name, source, words) in [
+        (
+            "v3-no-tester",
+            "let b = boot();\nb.tester(\"dma0\");\n".to_string(),
+            "dma0 is no test device",
+        ),
+        ("v3-no-channel", "let b = boot();\nb.channel(\"testdev0\");\n".into(), "testdev0 is no DMA channel"),
+        ("v3-pasid", format!("{device}t.set_pasid(1 << 20);\n"), "substream"),
+        (
+            "v3-pasid-option",
+            format!("{device}t.set_pasid(1, #{{ x: true }});\n"),
+            "x is not privileged or execute",
+        ),
+        (
+            "v3-no-ats",
+            "let b = boot();\nb.ats(b.channel(\"dma0\"), true);\n".into(),
+            "dma0 has no address translation",
+        ),
+        (
+            "v3-no-atc",
+            "let b = boot();\nb.channel(\"dma0\").atc;\n".into(),
+            "dma0 has no address translation",
+        ),
+        (
+            "v3-no-pasids",
+            "let b = boot();\nb.bind_substream(b.channel(\"dma0\"), b.process());\n".into(),
+            "line 2",
+        ),
+        ("v3-unbound", format!("{device}b.unbind_substream(t, 5);\n"), "line 3"),
+        ("v3-resume", "let b = boot();\nb.resume(#{ id: 7 }, true);\n".into(), "nobody waits for an answer"),
+        ("v3-resume-bank", "let b = boot();\nb.resume(b.domain(), true);\n".into(), "no context bank"),
+        (
+            "v3-preset",
+            "boot(#{ smmu: \"big\" });\n".into(),
+            "smmu must be \"full\", \"small\" or \"qemu-virt\"",
+        ),
+        ("v3-bits", "boot(#{ stream_bits: 33 });\n".into(), "stream_bits must be a number of bits up to 32"),
+        ("v3-queues", "boot(#{ queue_log2: [8, 3] });\n".into(), "queue_log2 must be a list of three"),
+        ("v3-linear", "boot(#{ stream_bits: 8 });\n".into(), "testdev0: "),
+        ("v3-who", "boot(#{ unbound: [\"x\"] });\n".into(), "\"x\""),
+        (
+            "v3-cd",
+            "let b = boot();\nb.cd(b.channel(\"dma0\"));\n".into(),
+            "dma0 has none: STE.Config = 0b0xx",
+        ),
+    ] {
+        let ran = script_on("smmuv3", name, &source);
+        ran.is_calm();
+        assert_eq!(ran.code, 1, "{name}: {}{}", ran.stdout, ran.stderr);
+        let text = ran.stdout.split_whitespace().collect::<Vec<_>>().join(" ");
+        assert!(text.contains(words), "{words:?} is not in: {text}");
+    }
+    // What needs an SMMUv3 is refused elsewhere.
+    fails("v2-command", "let b = boot();\nb.command(0, 0);\n", &["line 2", "no SMMUv3"]);
+    fails("v2-ste", "let b = boot();\nb.ste(b.channels()[0]);\n", &["line 2", "no SMMUv3"]);
+    fails("v2-preset", "boot(#{ smmu: \"small\" });\n", &["smmu is for boards with an SMMUv3"]);
+    fails("v2-pasid", "let b = boot();\nb.bind_substream(b.channels()[0], b.process());\n", &["line 2"]);
+}
+
+/// As above, for what an SMMUv3 adds; the driver is left behind by whatever this does.
+#[test]
+fn no_number_makes_a_call_of_an_smmuv3_board_panic() {
+    let calls = [
+        "b.smmu_read(x)",
+        "b.smmu_read64(x)",
+        "b.smmu_read64(small(x))",
+        "b.command(x, y)",
+        "b.command(y % 256, x)",
+        "b.explain(t, x, y, \"read\")",
+        "b.explain(t, small(x), y, \"write\")",
+        "b.cd(t, x)",
+        "b.ste(t)",
+        "b.resume(#{ id: x }, true)",
+        "b.unbind_substream(t, x)",
+        "t.set_pasid(x)",
+        "t.copy(x, y, 64)",
+        "t.copy(0x10000000, x, small(y))",
+        "c.copy(x, y, 64)",
+        "b.write64(b.ste(t), x); t.copy(y, 0x10000000, 64)",
+        "b.write64(b.ste(t) + 8, x); b.explain(t, y, \"read\")",
+        "b.write64(b.cd(t), x); b.explain(t, y, \"read\")",
+        "b.write64(b.cd(t) + 8, x); c.copy(y, 0x10000000, 64)",
+        "b.smmu_write64(0x80, x); b.smmu_write(0x88, y)",
+        "boot(#{ stream_bits: x })",
+        "boot(#{ queue_log2: [x, y, 3] })",
+    ];
+    let tries: String =
+        calls.iter().map(|c| format!("    try {{ {c}; done += 1; }} catch {{ refused += 1; }}\n")).collect();
+    let source = format!(
+        "fn small(n) {{ if n < -8192 || n > 8192 {{ n % 8192 }} else {{ n }} }}\n\
+         let done = 0;\n\
+         let refused = 0;\n\
+         let edges = [0, 1, -1, 4, 4095, 0x10001ffe, 0xffffffff, 1 << 39, (1 << 48) - 4, 0x7fffffffffffffff,\n\
+             0 - 0x7fffffffffffffff - 1];\n\
+         for x in edges {{\n\
+           let b = boot();\n\
+           let c = b.channel(\"dma3\");\n\
+           let t = b.tester(\"testdev0\");\n\
+           let d = b.domain();\n\
+           d.map(0x10000000, 0x90000000, 8192);\n\
+           b.attach(c, d);\n\
+           b.attach(t, d);\n\
+           for y in edges {{\n{tries}    b.faults();\n    b.ats_events();\n    b.messages();\n  }}\n}}\n\
+         expect(done > 0 && refused > 0, `${{done}} done, ${{refused}} refused`);\n"
+    );
+    let file = common::file("edges-v3.rhai", source);
+    let ran = run(&["run", "smmuv3", &file, "--json"]);
+    ran.is_calm();
+    let end: Vec<_> = ran.stdout.lines().rev().take(3).collect();
+    assert_eq!(ran.code, 0, "{}\n{}", end.join("\n"), ran.stderr);
 }

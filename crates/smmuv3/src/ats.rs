@@ -238,7 +238,7 @@ impl<M: Memory> SmmuV3<M> {
             };
             let mut live = self.lock();
             if attempt == LOOKS || self.log.generation() == seen {
-                self.record(&mut live, usize::from(secure), record);
+                self.record(&mut live, usize::from(secure), record, false);
                 break;
             }
         }
@@ -270,7 +270,7 @@ impl<M: Memory> SmmuV3<M> {
             let Some(event) = event else { return reply };
             let mut live = self.lock();
             if attempt == LOOKS || self.log.generation() == seen {
-                self.record(&mut live, usize::from(secure), event);
+                self.record(&mut live, usize::from(secure), event, false);
                 return reply;
             }
         }

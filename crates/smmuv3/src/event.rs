@@ -56,6 +56,26 @@ pub(crate) struct Judged {
     pub record: EventRecord,
     pub recorded: bool,
     pub ending: Ending,
+    /// STE.MEV: the record may be merged with one that says the same.
+    pub merge: bool,
+}
+
+/// Bits of the input address that merging does not look at, for events of a page.
+const IN_PAGE: u64 = 0xfff;
+
+/// True if two records of streams that allow it may be one (section 7.3.1): stalls never, others if they say the same,
+/// where an event of an input address is of its page.
+pub(crate) fn same(a: &EventRecord, b: &EventRecord) -> bool {
+    use EventCode::{Access, AddrSize, Permission, TlbConflict, TranslForbidden, Translation, WalkEabt};
+    let paged = matches!(
+        a.code(),
+        Some(Access | AddrSize | Permission | TlbConflict | TranslForbidden | Translation | WalkEabt)
+    );
+    // Of other records this bit is part of what they say, and no other record has it set.
+    let stalled = paged && a.dw1().stall();
+    let (EventRecord([a0, a1, a2, a3]), EventRecord([b0, b1, b2, b3])) = (a, b);
+    let ignored = if paged { IN_PAGE } else { 0 };
+    !stalled && (a0, a1, a3) == (b0, b1, b3) && (a2 ^ b2) & !ignored == 0
 }
 
 fn dw0(code: EventCode, sid: u32, ssid: Option<u32>) -> u64 {
@@ -106,7 +126,8 @@ pub(crate) fn walk_record(client: &Client<'_>, fault: &Fault, cd: bool) -> Event
 /// Judges a fault of a walk. `flags` come from the CD and STE.
 pub(crate) fn walk_fault(client: &Client<'_>, fault: &Fault, flags: FaultFlags, cd: bool) -> Judged {
     let record = walk_record(client, fault, cd);
-    let always = Judged { record, recorded: true, ending: Ending::Abort };
+    let merge = flags.merge();
+    let always = Judged { record, recorded: true, ending: Ending::Abort, merge };
     if fault.kind == FaultKind::External || (fault.stage == 1 && flags.flat()) {
         return always;
     }
@@ -120,7 +141,7 @@ pub(crate) fn walk_fault(client: &Client<'_>, fault: &Fault, flags: FaultFlags, 
         (false, true) => Ending::Abort,
         (false, false) => Ending::ZeroIgnore,
     };
-    Judged { record, recorded: recorded || stall, ending }
+    Judged { record, recorded: recorded || stall, ending, merge }
 }
 
 /// An address of a transaction that is not translated and does not fit.
@@ -161,6 +182,7 @@ pub(crate) fn config_fault(
             record: config_record(&client, fault),
             recorded: fault.code != EventCode::BadStreamId || record_bad_streams,
             ending: Ending::Abort,
+            merge: fault.flags.merge(),
         },
     }
 }

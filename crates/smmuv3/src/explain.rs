@@ -152,7 +152,7 @@ impl<M: Memory> SmmuV3<M> {
             Decision::Bypass { attrs, reason, limit_bits } => {
                 if crate::lookup::size::exceeds(va.get(), limit_bits) {
                     let record = event::out_of_range(&Client::new(&from, va.get(), access, attrs));
-                    event(Judged { record, recorded: true, ending: Ending::Abort }, None)
+                    event(Judged { record, recorded: true, ending: Ending::Abort, merge: false }, None)
                 } else {
                     Outcome::Bypass { reason, pa: Pa(va.get()), attrs }
                 }

@@ -103,6 +103,11 @@ impl<M: Memory> Builder<M> {
     }
 }
 
+/// STE.MEV of the entry that a look-up read.
+fn trail_merges(trail: &crate::decision::Trail) -> bool {
+    trail.ste.is_some_and(|(_, ste)| ste.dw1().mev())
+}
+
 /// How often a look-up that ends in a fault is made again because something was invalidated meanwhile.
 const LOOKS: usize = 16;
 
@@ -249,7 +254,7 @@ impl<M: Memory> SmmuV3<M> {
     fn finish(&self, live: &mut Live, from: &Initiator, judged: Judged) -> FaultOutcome {
         let secure = self.is_secure(from);
         let side = usize::from(secure);
-        let Judged { record, recorded, ending } = judged;
+        let Judged { record, recorded, ending, merge } = judged;
         // Nothing stalls any more once SMMUEN is 0.
         let may_stall = live.regs.side[side].cr0().smmuen() && live.regs.stalls.has_room();
         if ending == Ending::Stall && may_stall {
@@ -259,7 +264,7 @@ impl<M: Memory> SmmuV3<M> {
             return FaultOutcome::Stall(tag);
         }
         if recorded && live.regs.side[side].cr0().smmuen() {
-            self.record(live, side, record);
+            self.record(live, side, record, merge);
         }
         FaultOutcome::Terminate { abort: ending != Ending::ZeroIgnore }
     }
@@ -359,7 +364,7 @@ impl<M: Memory> Tcu for SmmuV3<M> {
                         return Resolution::Refused(FaultOutcome::Terminate { abort: true });
                     }
                     let record = event::out_of_range(&Client::new(from, va, access, attrs));
-                    Judged { record, recorded: true, ending: Ending::Abort }
+                    Judged { record, recorded: true, ending: Ending::Abort, merge: trail_merges(&trail) }
                 }
                 Decision::Fault(fault) => event::config_fault(from, va, access, &fault, regs.cr2.recinvsid()),
             };

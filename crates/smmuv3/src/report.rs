@@ -3,9 +3,10 @@
 
 use portcullis_arch::smmuv3::EventRecord;
 use portcullis_arch::smmuv3::event::{PriDw0, PriDw1};
-use portcullis_arch::smmuv3::regs::{Gerror, IrqCfg2};
+use portcullis_arch::smmuv3::regs::{Gerror, INDEX_MASK, IrqCfg2};
 use portcullis_bus::{Memory, PageGroupResponse, PageRequest, PageResponse};
 
+use crate::event;
 use crate::irq::{Message, Source};
 use crate::model::{Live, SmmuV3};
 use crate::queue;
@@ -56,11 +57,26 @@ impl<M: Memory> SmmuV3<M> {
         self.outputs.pulse(secure, source);
     }
 
-    /// Records an event that is lost if the queue cannot take it: an overflow only if the queue is full.
-    pub(crate) fn record(&self, live: &mut Live, side: usize, record: EventRecord) {
+    /// Records an event that is lost if the queue cannot take it: an overflow only if the queue is full. With `merge` (STE.MEV)
+    /// it is one with the record before it, if that says the same and software has not consumed it.
+    pub(crate) fn record(&self, live: &mut Live, side: usize, record: EventRecord, merge: bool) {
+        if merge && self.is_merged(live, side, &record) {
+            return;
+        }
         if self.write_event(live, side, record) == Written::Full {
             live.regs.side[side].eventq.overflow();
         }
+    }
+
+    fn is_merged(&self, live: &Live, side: usize, record: &EventRecord) -> bool {
+        let i = &live.regs.side[side];
+        let waits = !i.eventq.is_empty(Shapes::new(&self.caps).eventq);
+        let open = i.cr0().eventqen() && !i.errors().eventq_abt_err();
+        waits
+            && open
+            && i.last_event.is_some_and(|(prod, last)| {
+                prod == i.eventq.prod & INDEX_MASK && event::same(record, &EventRecord(last))
+            })
     }
 
     fn write_event(&self, live: &mut Live, side: usize, record: EventRecord) -> Written {
@@ -84,6 +100,7 @@ impl<M: Memory> SmmuV3<M> {
         }
         let was_empty = i.eventq.is_empty(shape);
         i.eventq.advance_prod(shape);
+        i.last_event = Some((i.eventq.prod & INDEX_MASK, record.0));
         if was_empty && i.irq_ctrl().eventq_irqen() {
             let message = i.eventq_irq;
             self.interrupt(live, side, Source::EventQueue, message);

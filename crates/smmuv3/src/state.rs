@@ -33,6 +33,8 @@ pub(crate) struct Interface {
     pub cmdq: Queue,
     pub eventq: Queue,
     pub eventq_irq: Message,
+    /// The record written last, and the producer index after it: what the next one may be merged with.
+    pub last_event: Option<(u32, [u64; 4])>,
     pub priq: Queue,
     pub priq_irq: Message,
     pub gatos_ctrl: u32,
@@ -222,6 +224,8 @@ fn damage(caps: &Caps, i: &Interface) -> Option<&'static str> {
         cmdq,
         eventq,
         eventq_irq,
+        // Only compared with: any value is harmless.
+        last_event: _,
         priq,
         priq_irq,
         gatos_ctrl,

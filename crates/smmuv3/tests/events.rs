@@ -352,3 +352,46 @@ fn the_rest_of_a_transfer_is_not_made() {
     assert_eq!((e.done, e.fault), (8, DmaFault::Terminated));
     assert_eq!(r.events(), [[1 << 32 | 0x10, IN, 0x2000, 0]]);
 }
+
+#[test]
+fn events_of_a_page_merge_with_the_one_before_where_the_stream_allows_it() {
+    const MEV: u64 = 1 << 19;
+    let mut r = Rig::started(caps());
+    for (sid, mev) in [(1, MEV), (2, 0)] {
+        r.stage1(sid, A | R);
+        let at = STRTAB + u64::from(sid) * 64 + 8;
+        r.store(at, &[r.load(at) | mev]);
+    }
+    r.cfgi_all();
+    let mut p = r.port();
+    let mut refused = |sid, at| assert!(terminated(read4(&mut p, from(sid), at)));
+    for at in [0x5000, 0x5ffc, 0x5004, 0x6000, 0x5000] {
+        refused(1, at);
+    }
+    let addresses = |events: Vec<[u64; 4]>| events.iter().map(|e| e[2]).collect::<Vec<_>>();
+    // One for the three accesses of the first page, then one each.
+    assert_eq!(addresses(r.events()), [0x5000, 0x6000, 0x5000]);
+    // A record that software has consumed is past merging.
+    refused(1, 0x5000);
+    assert_eq!(addresses(r.events()), [0x5000]);
+    for at in [0x5000, 0x5000] {
+        refused(2, at);
+    }
+    assert_eq!(addresses(r.events()), [0x5000, 0x5000]);
+}
+
+#[test]
+fn stalls_never_merge() {
+    const MEV: u64 = 1 << 19;
+    let mut r = Rig::started(caps());
+    r.stage1(1, A | R | STALL);
+    let at = STRTAB + 64 + 8;
+    r.store(at, &[r.load(at) | MEV]);
+    r.cfgi_all();
+    let mut ports = [r.port(), r.port()];
+    for p in &mut ports {
+        let result = read4(p, from(1), 0x5000).map_err(|e| e.fault);
+        assert!(matches!(result, Err(DmaFault::Stalled(_))));
+    }
+    assert_eq!(r.events().len(), 2);
+}

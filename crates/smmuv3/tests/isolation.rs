@@ -3,6 +3,8 @@
 //! memory, whatever the tenant writes into tables of its own. And a port's caches answer like an uncached walk as soon as
 //! what software changed has been invalidated in any legal way.
 
+#[path = "isolation/build.rs"]
+mod build;
 #[path = "rig/random.rs"]
 mod random;
 #[path = "isolation/sheet.rs"]
@@ -13,7 +15,9 @@ use std::sync::{Arc, Mutex};
 
 use portcullis_arch::attrs::{MemoryType, Shareability};
 use portcullis_arch::{Access, Attributes, Iova, Pa, StreamId, SubstreamId};
-use portcullis_bus::{AtsPort, AtsReply, BusError, DmaPort, Initiator, Memory, Mmio, PageRequest, SystemMemory};
+use portcullis_bus::{
+    AtsPort, AtsReply, BusError, DmaPort, Initiator, Memory, Mmio, PageRequest, SystemMemory,
+};
 use portcullis_smmuv3::{Caps, Httu, Port, SmmuV3, StallModel, TableEndian, Window};
 use portcullis_walk::FaultOutcome;
 use random::Rng;
@@ -233,12 +237,18 @@ fn random_transaction(rng: &mut Rng, sids: u64) -> Transaction {
         write: rng.one_in(2),
         privileged: rng.one_in(3),
         instruction: rng.one_in(4),
-        memory: rng.pick(&[Type::Normal(3, 3), Type::Normal(1, 1), Type::Normal(2, 3), Type::Device(1), Type::Device(3)]),
+        memory: rng.pick(&[
+            Type::Normal(3, 3),
+            Type::Normal(1, 1),
+            Type::Normal(2, 3),
+            Type::Device(1),
+            Type::Device(3),
+        ]),
         sh: rng.pick(&[0, 2, 3]),
     }
 }
 
-/// A last-level address inside a table that exists, so that walks end well now and then.
+/// Streams, CDs and tables of which every bit may be anything.
 fn run_against_the_sheet(caps: &Caps, seed: u64, rounds: usize) -> BTreeMap<String, u64> {
     let mut rng = Rng(seed);
     let m = Machine::new(caps.clone(), random::CMDQ, random::EVENTQ);
@@ -277,7 +287,8 @@ fn run_against_the_sheet(caps: &Caps, seed: u64, rounds: usize) -> BTreeMap<Stri
             m.walks.take();
             let got = outcome(&m, &mut m.port(), &t);
             let expected = visible(expected);
-            let ste: Vec<u64> = (0..8).map(|n| m.load(random::STRTAB + 64 * u64::from(t.sid & 7) + 8 * n)).collect();
+            let ste: Vec<u64> =
+                (0..8).map(|n| m.load(random::STRTAB + 64 * u64::from(t.sid & 7) + 8 * n)).collect();
             assert_eq!(got, expected, "{t:x?}, STE {ste:x?}, {cr2:x} seed {seed}, {caps:?}");
             // Descriptors that hardware changed.
             let mut changed = BTreeMap::new();
@@ -289,7 +300,10 @@ fn run_against_the_sheet(caps: &Caps, seed: u64, rounds: usize) -> BTreeMap<Stri
             if matches!(got, Outcome::Pass { .. }) {
                 assert_eq!(changed, updates, "{t:x?}, STE {ste:x?}, {cr2:x}");
             } else {
-                assert!(changed.iter().all(|(at, v)| updates.get(at) == Some(v)), "{changed:x?} {updates:x?}");
+                assert!(
+                    changed.iter().all(|(at, v)| updates.get(at) == Some(v)),
+                    "{changed:x?} {updates:x?}"
+                );
             }
             let name = match got {
                 Outcome::Pass { .. } if !updates.is_empty() => "updated".into(),
@@ -314,6 +328,9 @@ fn every_outcome_and_record_is_as_a_second_reading_says() {
         for (name, count) in run_against_the_sheet(caps, 1000 + n as u64, 60) {
             *all.entry(name).or_insert(0) += count;
         }
+    }
+    for (n, caps) in parts().iter().enumerate() {
+        run_deep(caps, 2000 + n as u64, 120, &mut all);
     }
     println!("{all:#?}");
     for name in [
@@ -350,6 +367,7 @@ fn a_million_outcomes_are_as_a_second_reading_says() {
     for seed in 0..200 {
         for caps in parts() {
             run_against_the_sheet(&caps, 5000 + seed, 10);
+            run_deep(&caps, 7000 + seed, 20, &mut BTreeMap::new());
         }
     }
 }

@@ -176,11 +176,12 @@ impl Human {
             self.end_row(out)?;
         }
         let substream = substream.map_or(String::new(), |s| format!(" substream {s:#x}"));
-        write!(out, "     {engine} (stream {stream:#x}{substream}) {access} {iova} +{len}: ")?;
-        match error {
-            None => writeln!(out, "{GREEN}ok{GREEN:#}"),
-            Some(e) => writeln!(out, "{RED}{e}{RED:#}, {done} of {len} bytes done"),
-        }
+        let head = format!("     {engine} (stream {stream:#x}{substream}) {access} {iova} +{len}: ");
+        let (style, text) = match error {
+            None => (GREEN, "ok".to_string()),
+            Some(e) => (RED, format!("{e}, {done} of {len} bytes done")),
+        };
+        paragraph(out, &head, (head.chars().count(), INDENT + 2), style, &text)
     }
 
     fn fault(

@@ -127,5 +127,10 @@ pub fn have_dtc(test: &str) -> bool {
 
 /// Runs a script on the shipped board.
 pub fn script(name: &str, source: &str) -> Ran {
-    run(&["run", "zynqmp-thesis", &file(&format!("{name}.rhai"), source)])
+    script_on("zynqmp-thesis", name, source)
+}
+
+/// Runs a script on a board.
+pub fn script_on(board: &str, name: &str, source: &str) -> Ran {
+    run(&["run", board, &file(&format!("{name}.rhai"), source)])
 }

@@ -53,9 +53,9 @@ pub(crate) fn registers(e: &Explanation) -> Vec<Line> {
     let two = cfg.fmt() == 1;
     let streams = format!("2^{} streams", cfg.log2size());
     let text = if two {
-        format!("two-level stream table at {base:#x}, {streams}, SPLIT={}", cfg.split())
+        format!("two-level table at {base:#x}, {streams}, SPLIT={}", cfg.split())
     } else {
-        format!("linear stream table at {base:#x}, {streams}")
+        format!("linear table at {base:#x}, {streams}")
     };
     let second = Line::register32(LineKind::Stream, name("STRTAB_CFG"), e.strtab_base_cfg, text);
     let fields = vec![

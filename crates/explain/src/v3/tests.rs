@@ -248,7 +248,7 @@ fn a_stage_1_story_shows_every_word_on_the_way() {
     for words in [
         "read of 0x70000123 by stream 0x10: non-secure unprivileged data",
         "SMMUEN=1: the stream table decides",
-        "linear stream table at 0x10080000, 2^5 streams",
+        "linear table at 0x10080000, 2^5 streams",
         "Config=0b101: stage 1; CDs at 0x10090000, one, no substreams (S1CDMax=0)",
         "S1STALLD=1: stage 1 faults do not stall",
         "V=1 ASID 1; T0SZ=16: 48-bit addresses, 4 KiB granule, start level 0; TTB1 off (EPD1=1); 48-bit output; a fault \

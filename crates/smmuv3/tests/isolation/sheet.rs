@@ -488,7 +488,16 @@ impl Walker<'_> {
         let big = bit(w[2], 52);
         if !bit(w[2], 51) {
             let bits = (32 - sign4(field(w[2], 35, 32))) as u32;
-            return Tables { aa64: false, granule: 12, start: 2 - sl0, bits, base: ttb, output: 40, ds: false, big };
+            return Tables {
+                aa64: false,
+                granule: 12,
+                start: 2 - sl0,
+                bits,
+                base: ttb,
+                output: 40,
+                ds: false,
+                big,
+            };
         }
         let granule = s.granule(field(w[2], 47, 46)).unwrap();
         let ds = s.caps.ds && bit(w[3], 3) && granule != 16;
@@ -742,7 +751,13 @@ impl Walker<'_> {
     }
 
     /// To the leaf of `input`; `s2_class` is given for stage 2 walks, `nested` for stage 1 tables in IPAs.
-    fn walk(&mut self, t: &Tables, input: u64, s2_class: Option<(Class, u64)>, nested: bool) -> Result<Leaf, Fault> {
+    fn walk(
+        &mut self,
+        t: &Tables,
+        input: u64,
+        s2_class: Option<(Class, u64)>,
+        nested: bool,
+    ) -> Result<Leaf, Fault> {
         let s2 = s2_class.is_some();
         let (class, ipa) = s2_class.unwrap_or((Class::In, 0));
         let f = |code| Fault { code, s2, class, ipa, fetch: 0, table_read: true };

@@ -284,7 +284,8 @@ impl Linux {
         let ttf = field(idr0, 3, 2);
         assert!(ttf & 2 != 0, "AArch64 table format not supported");
         let mut pgsizes = 0;
-        for (n, sizes) in [(6, 1u64 << 16 | 1 << 29), (5, 1 << 14 | 1 << 25), (4, 1 << 12 | 1 << 21 | 1 << 30)]
+        for (n, sizes) in
+            [(6, 1u64 << 16 | 1 << 29), (5, 1 << 14 | 1 << 25), (4, 1 << 12 | 1 << 21 | 1 << 30)]
         {
             if bit(idr5, n) {
                 pgsizes |= sizes;

@@ -144,7 +144,7 @@ fn fetch(e: &Explanation, ctx: &CauseContext<'_>, what: &str) -> Cause {
         (_, _, _, Some((at, ste))) => {
             format!("STE.S1ContextPtr is {:#x} (STE at {at:#x})", ste.s1_context_ptr())
         }
-        _ => format!("{}", ctx.describe(e.from.stream)),
+        _ => ctx.describe(e.from.stream),
     };
     Cause::new(
         CauseKind::ConfigOutsideMemory,
