@@ -211,11 +211,7 @@ fn no_number_makes_a_call_panic() {
 fn an_error_on_an_smmuv3_board_names_its_line() {
     let device = "let b = boot();\nlet t = b.tester(\"testdev0\");\n";
     for (name, source, words) in [
-        (
-            "v3-no-tester",
-            "let b = boot();\nb.tester(\"dma0\");\n".to_string(),
-            "dma0 is no test device",
-        ),
+        ("v3-no-tester", "let b = boot();\nb.tester(\"dma0\");\n".to_string(), "dma0 is no test device"),
         ("v3-no-channel", "let b = boot();\nb.channel(\"testdev0\");\n".into(), "testdev0 is no DMA channel"),
         ("v3-pasid", format!("{device}t.set_pasid(1 << 20);\n"), "substream"),
         (

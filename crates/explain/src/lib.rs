@@ -34,7 +34,7 @@ mod fuzz;
 #[cfg(test)]
 mod testing;
 
-pub use causes::{Cause, CauseContext, CauseKind, causes};
+pub use causes::{Cause, CauseContext, CauseKind, Unmapped, causes};
 pub use kernel_log::{ContextLine, KernelLine, KernelMessage, parse_line};
 pub use line::{Field, Line, LineKind};
 pub use mappings::{Mapping, Mappings, mappings};

@@ -104,7 +104,7 @@ pub(crate) fn translation(
         let incoming =
             if on { incoming } else { portcullis_walk::stage::combine(incoming, stage2_off(sctlr)) };
         let stages = Nested { stage1: None, stage2, flat };
-        return Context { key, token: n.into(), va_mask, stages, incoming, after: None, cacheable: on };
+        return Context { key, token: n.into(), va_mask, stages, incoming, after: None, cacheable: on, keeps_hints: false };
     }
 
     let regime = regime_of(regs, bank, secure);
@@ -155,7 +155,7 @@ pub(crate) fn translation(
     };
     let key = key(secure, regime, stage, vmid, asid, input_bits(config, bank, va64, single).0);
     let stages = Nested { stage1, stage2, flat };
-    Context { key, token: n.into(), va_mask, stages, incoming, after, cacheable: s1_on || s2_on }
+    Context { key, token: n.into(), va_mask, stages, incoming, after, cacheable: s1_on || s2_on, keeps_hints: false }
 }
 
 fn key(secure: bool, regime: Regime, stage: TlbStage, vmid: u16, asid: u16, va_bits: u8) -> ContextKey {
@@ -313,6 +313,7 @@ fn stage1(config: &Config, regs: &Regs, bank: &Bank, limit: u8, single: bool, se
         affd: sctlr.affd(),
         wxn: sctlr.wxn(),
         uwxn: sctlr.uwxn() && !single,
+        uwxn_for_all: true,
         big_endian: sctlr.e(),
         single_privilege: single,
         tex_remap: sctlr.tre(),
@@ -453,6 +454,7 @@ fn stage2(config: &Config, bank: &Bank) -> Stage2 {
         affd: sctlr.affd(),
         big_endian: sctlr.e(),
         protect_walks: sctlr.ptw(),
+        device_walks_as_nc: false,
         range_fault_level: if va64 { 0 } else { 1 },
         flags: FlagUpdate::OFF,
         xnx: false,

@@ -8,8 +8,7 @@ use portcullis_arch::smmuv3::regs::Gerror;
 use portcullis_arch::smmuv3::{Cd, EventRecord, Ste};
 use portcullis_arch::{Access, Attributes, Iova, Pa};
 use portcullis_bus::{Initiator, Memory};
-use portcullis_walk::stage::combine;
-use portcullis_walk::{AccessKind, Context, Fault, Step, Trace, Updates, Walked};
+use portcullis_walk::{AccessKind, Fault, Step, Trace, Updates, Walked};
 
 use crate::decision::{BypassReason, Decision, FaultFlags, SilentAbort, View};
 use crate::event::{self, Client, Ending, Judged};
@@ -118,14 +117,6 @@ fn recorded(caps_shapes: &Shapes, i: &Interface, judged: &Judged) -> Recorded {
     }
 }
 
-/// The attributes with which a translated transaction leaves.
-fn outgoing(context: &Context, tables: Attributes) -> Attributes {
-    match context.stages.stage1 {
-        Some(_) => tables.or_bits(context.incoming.security_privilege_bits()),
-        None => combine(context.incoming, tables),
-    }
-}
-
 impl<M: Memory> SmmuV3<M> {
     /// What a transaction would do now, from the registers and the tables, whatever TLBs hold. Nothing is recorded, and no
     /// access flag or dirty state is written.
@@ -170,7 +161,7 @@ impl<M: Memory> SmmuV3<M> {
                     Ok(walked) => Outcome::Translated {
                         walked,
                         incoming: context.incoming,
-                        outgoing: outgoing(&context, walked.attrs),
+                        outgoing: context.outgoing(walked.attrs),
                     },
                     Err(fault) => {
                         let client = Client::new(&from, va.get(), access, context.incoming);

@@ -103,6 +103,10 @@ impl<M: Memory> Builder<M> {
     }
 }
 
+/// Looks at running accesses before the caller's core is given away in between, and for how long then.
+const QUICK: usize = 64;
+const PAUSE: std::time::Duration = std::time::Duration::from_micros(1);
+
 /// STE.MEV of the entry that a look-up read.
 fn trail_merges(trail: &crate::decision::Trail) -> bool {
     trail.ste.is_some_and(|(_, ste)| ste.dw1().mev())
@@ -238,12 +242,18 @@ impl<M: Memory> SmmuV3<M> {
     /// A turn, and while running accesses are what it waits for, at most so many more, with the lock let go in between so
     /// that they can end.
     pub(crate) fn drive<'a>(&'a self, mut live: MutexGuard<'a, Live>, spins: usize) -> MutexGuard<'a, Live> {
-        for _ in 0..spins {
+        for spin in 0..spins {
             if self.turn(&mut live) != Stopped::Access {
                 return live;
             }
             drop(live);
-            std::thread::yield_now();
+            if spin < QUICK {
+                std::hint::spin_loop();
+            } else {
+                // The access belongs to a thread that does not run. Giving the core away for a moment lets it end; a
+                // yield could cost a whole time slice.
+                std::thread::park_timeout(PAUSE);
+            }
             live = self.lock();
         }
         self.turn(&mut live);

@@ -365,7 +365,7 @@ fn stage1_perms(s1: &Stage1, leaf: u64, tables: u64, clean: bool) -> Perms {
     let user_fetch = !has(bits::UXN)
         && !above(bits::UXN_TABLE)
         && user_readable_enough
-        && !(user_writable && (s1.wxn || s1.uwxn));
+        && !(user_writable && (s1.wxn || s1.uwxn && s1.uwxn_for_all));
     let never = match s1.format {
         TableFormat::Aarch64 => has(bits::PXN) || above(bits::PXN_TABLE) || user_writable,
         // XN stops both privileges in the AArch32 format.

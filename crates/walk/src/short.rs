@@ -163,7 +163,7 @@ fn perms(s1: &Stage1, f: &Fields) -> Perms {
         BY_AP[usize::from(f.ap & 7)]
     };
     let px = pr && !f.xn && !f.pxn && !(s1.wxn && pw) && !(s1.uwxn && uw);
-    let ux = ur && !f.xn && !(uw && (s1.wxn || s1.uwxn));
+    let ux = ur && !f.xn && !(uw && (s1.wxn || s1.uwxn && s1.uwxn_for_all));
     Perms::new((pr, pw, px), (ur, uw, ux))
 }
 

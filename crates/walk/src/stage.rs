@@ -99,6 +99,8 @@ pub struct Stage1 {
     pub wxn: bool,
     /// Memory writable by unprivileged accesses is execute never for privileged ones.
     pub uwxn: bool,
+    /// `uwxn` stops unprivileged fetches as well (SMMUv2).
+    pub uwxn_for_all: bool,
     /// Descriptors are big-endian.
     pub big_endian: bool,
     /// One privilege level only (hyp and monitor contexts): no PXN, AP\[1\], APTable\[0\], nG.
@@ -139,6 +141,8 @@ pub struct Stage2 {
     pub big_endian: bool,
     /// A stage 1 walk that lands in Device memory is a permission fault.
     pub protect_walks: bool,
+    /// A stage 1 walk that lands in Device memory, and may, reads it as Normal non-cacheable (PTWNNC).
+    pub device_walks_as_nc: bool,
     /// Level that a fault of the input address reports.
     pub range_fault_level: i8,
     /// What hardware updates (S2HA, S2HD); VMSAv8-64 only.

@@ -11,6 +11,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use portcullis_arch::attrs::Allocate;
 use portcullis_arch::{Access, Attributes, Iova, Pa};
 use portcullis_bus::{
     BusError, CopyError, CopySide, DmaError, DmaFault, DmaPort, Initiator, Memory, StallState, StallTag,
@@ -40,18 +41,47 @@ pub struct Context {
     pub after: Option<Attributes>,
     /// Walks may be kept in the TLB (not while every stage is off).
     pub cacheable: bool,
+    /// Where stage 1 translates, allocation hints that come in with a cacheable type are combined with those of the
+    /// tables (SMMUv3); otherwise the tables' replace them.
+    pub keeps_hints: bool,
 }
 
 impl Context {
     /// The outgoing attributes for what the tables say.
     #[inline(always)]
-    fn outgoing(&self, tables: Attributes) -> Attributes {
+    pub fn outgoing(&self, tables: Attributes) -> Attributes {
         let i = self.incoming;
         match (&self.stages.stage1, &self.stages.stage2) {
-            (Some(_), _) => tables.or_bits(i.security_privilege_bits()),
+            (Some(_), _) => self.hinted(tables).or_bits(i.security_privilege_bits()),
             (None, Some(_)) => combine(i, tables),
             (None, None) => i,
         }
+    }
+
+    /// True if what comes in takes allocation hints away from what the tables say: allocating and not transient are the
+    /// weaker values, and what says nothing says these.
+    fn narrows_hints(&self) -> bool {
+        let i = self.incoming;
+        let narrow =
+            i.read_allocate() == Allocate::No || i.write_allocate() == Allocate::No || i.transient() == 3;
+        self.keeps_hints && narrow && i.memory().is_cacheable()
+    }
+
+    fn hinted(&self, tables: Attributes) -> Attributes {
+        if !self.narrows_hints() || !tables.memory().is_cacheable() {
+            return tables;
+        }
+        let i = self.incoming;
+        let stronger = |one: Allocate, two: Allocate| if one == Allocate::No { one } else { two };
+        let read = stronger(i.read_allocate(), tables.read_allocate());
+        let write = stronger(i.write_allocate(), tables.write_allocate());
+        // What never allocates has no transient hint.
+        let transient = match (read, write) {
+            (Allocate::No, Allocate::No) => 0,
+            _ if i.transient() == 3 => 3,
+            _ => tables.transient(),
+        };
+        tables.with_read_allocate(read).with_write_allocate(write).with_transient(transient)
     }
 
     fn table_attributes(&self, walked: Attributes) -> Attributes {
@@ -581,7 +611,7 @@ impl<T: Tcu, M: Memory> Tbu<T, M> {
                 let index = self.tlb.context(context.key);
                 hot.va_mask = context.va_mask;
                 hot.need = [Access::Read, Access::Write].map(|a| AccessKind::new(a, context.incoming).bit());
-                hot.simple = context.stages.stage1.is_some();
+                hot.simple = context.stages.stage1.is_some() && !context.narrows_hints();
                 hot.overlay = context.incoming.security_privilege_bits();
                 hot.sizes = self.tlb.sizes(index);
                 Config::Translate(Cached { index, context })

@@ -2,7 +2,7 @@
 //! by which a walker reaches a descriptor: in memory itself, or through stage 2.
 
 use portcullis_arch::vmsa::long as bits;
-use portcullis_arch::{Access, Attributes, Pa};
+use portcullis_arch::{Access, Attributes, MemoryType, Pa};
 use portcullis_bus::{BusError, Memory};
 
 use crate::perms::AccessKind;
@@ -100,7 +100,12 @@ impl<M: Memory, R: Recorder, const FULL: bool> Tables<M, R> for Through<'_, FULL
         let (leaf, spot) =
             self.stage2.walk::<_, _, FULL>(memory, address, self.updates, recorder).map_err(on_walk)?;
         self.stage2.check_structure(&leaf, address, false).map_err(on_walk)?;
-        Ok(Placed { at: leaf.at(address), attrs: Some(leaf.attrs), under: (leaf, spot) })
+        let attrs = if leaf.attrs.memory().is_device() && self.stage2.device_walks_as_nc {
+            leaf.attrs.with_memory(MemoryType::NORMAL_NC)
+        } else {
+            leaf.attrs
+        };
+        Ok(Placed { at: leaf.at(address), attrs: Some(attrs), under: (leaf, spot) })
     }
 
     #[cold]

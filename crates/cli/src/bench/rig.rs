@@ -100,6 +100,11 @@ pub trait Rig: std::marker::Sync + Sized {
     }
 }
 
+/// What a driver does between two looks at a register.
+fn wait() {
+    std::thread::sleep(std::time::Duration::from_micros(1));
+}
+
 fn table_config<S: Stage>() -> TableConfig<S> {
     TableConfig::new(Granule::K4, 48, 48)
 }
@@ -212,7 +217,9 @@ impl Rig for V2 {
             Forget::All => self.write(gr0::TLBIALLNSNH, 0),
         }
         self.write(BANK as usize + cb::TLBSYNC, 0);
-        while w.read32(BANK + cb::TLBSTATUS as u64).expect("inside the window") & 1 != 0 {}
+        while w.read32(BANK + cb::TLBSTATUS as u64).expect("inside the window") & 1 != 0 {
+            wait();
+        }
     }
 }
 
@@ -365,6 +372,8 @@ impl Rig for V3 {
         put(Sync::new().with_opcode(Opcode::Sync as u8).into());
         let w = self.smmu.window(false);
         w.write32(offset::CMDQ_PROD, queue.prod).expect("inside the window");
-        while w.read32(offset::CMDQ_CONS).expect("inside the window") != queue.prod {}
+        while w.read32(offset::CMDQ_CONS).expect("inside the window") != queue.prod {
+            wait();
+        }
     }
 }

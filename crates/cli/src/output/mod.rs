@@ -1,5 +1,6 @@
 //! What a run prints: items, for a person ([`human`]), as JSON lines ([`json`]), and a trace file ([`perfetto`]).
 
+pub mod ats;
 pub mod human;
 pub mod json;
 pub mod perfetto;

@@ -7,6 +7,8 @@ use std::io::{self, Write};
 use portcullis_board::sim::{Event, EventKind};
 use serde_json::{Value, json};
 
+use super::ats;
+
 /// Writes the events of a run to a file as they come.
 pub struct Trace<W> {
     file: W,
@@ -81,6 +83,7 @@ fn describe(kind: &EventKind) -> (String, String, Value) {
             format!("{} {:#x}", t.access, t.iova),
             json!({
                 "stream": format!("{:#x}", t.stream),
+                "substream": t.substream.map(|s| format!("{s:#x}")),
                 "iova": format!("{:#x}", t.iova),
                 "bytes": t.len,
                 "result": t.error.map_or_else(|| "ok".to_string(), |(n, e)| format!("{e} after {n} bytes")),
@@ -92,7 +95,8 @@ fn describe(kind: &EventKind) -> (String, String, Value) {
             json!({"line": line}),
         ),
         EventKind::Ats { engine, what } => {
-            (engine.to_string(), "ATS".into(), json!({"what": format!("{what:?}")}))
+            let (kind, text, refused) = ats::text(what);
+            (engine.to_string(), format!("ATS {kind}"), json!({"text": text, "refused": refused}))
         }
         EventKind::Message { address, data, lpi } => (
             "interrupts".into(),

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use portcullis_arch::Access;
 use portcullis_arch::smmuv3::event::{PriDw0, PriDw1};
 use portcullis_board::sim::AtsEvent;
+use portcullis_bus::StaleRead;
 use portcullis_bus::coherency::Maintenance;
-use portcullis_bus::{AtsReply, PageResponse, StaleRead};
 use portcullis_drivers::fault::{FaultDetail, FaultReport};
 use portcullis_drivers::smmuv3::evtq::Lost;
 use portcullis_drivers::smmuv3::fault::Source;
@@ -16,7 +16,7 @@ use portcullis_explain::{CommandError, CommandWords, EventWords, GlobalErrors, P
 use portcullis_iommu::RoutedFault;
 use rhai::{Dynamic, Map};
 
-use crate::output::{Item, Report};
+use crate::output::{Item, Report, ats};
 
 /// What a report is about, beyond what all IOMMUs have.
 struct Detail {
@@ -53,14 +53,15 @@ fn request_words(r: &PageRequest) -> PageRequestWords {
     PageRequestWords([dw0.into_bits(), dw1.into_bits()])
 }
 
-/// The bits of GERROR that an error was, and the command error, if it is one.
-fn global_words(error: &GlobalError) -> (GlobalErrors, Option<CommandError>) {
+/// The bits of GERROR that an error was, and the command error, if it is one. `indices` are the bits of an index of the
+/// command queue.
+fn global_words(error: &GlobalError, indices: u32) -> (GlobalErrors, Option<CommandError>) {
     let bit = |n: u32| (GlobalErrors(1 << n), None);
     match error {
         GlobalError::Command(failure) => {
             let code = failure.code.map_or(0x7f, |c| c as u32);
-            // CMDQ_CONS is not kept; the position is what its index shows.
-            let cons = code << 24 | (failure.position & 0xf_ffff) as u32;
+            // CMDQ_CONS is not kept; its index is the position, as far as it has bits.
+            let cons = code << 24 | failure.position as u32 & indices & 0xf_ffff;
             let command = Some(CommandWords(failure.command.0));
             (GlobalErrors(1), Some(CommandError { cons, command }))
         }
@@ -78,7 +79,7 @@ fn global_words(error: &GlobalError) -> (GlobalErrors, Option<CommandError>) {
     }
 }
 
-fn detail(report: &FaultReport, device: &str) -> Detail {
+fn detail(report: &FaultReport, device: &str, indices: u32) -> Detail {
     let plain = |kernel: String| Detail {
         kind: "fault",
         event: None,
@@ -114,7 +115,7 @@ fn detail(report: &FaultReport, device: &str) -> Detail {
             }
         }
         FaultDetail::SmmuV3Global(error) => {
-            let (global, command) = global_words(error);
+            let (global, command) = global_words(error, indices);
             let mut kernel = global.linux_lines(device);
             kernel.extend(command.iter().flat_map(|c| c.linux_lines(device)));
             let text = command
@@ -148,10 +149,10 @@ fn detail(report: &FaultReport, device: &str) -> Detail {
     }
 }
 
-/// A fault for the output; `device` is the SMMU's name.
-pub fn report(fault: &RoutedFault, device: &str) -> Report {
+/// A fault for the output; `device` is the SMMU's name, `indices` the bits of an index of its command queue.
+pub fn report(fault: &RoutedFault, device: &str, indices: u32) -> Report {
     let r = &fault.report;
-    let d = detail(r, device);
+    let d = detail(r, device, indices);
     Report {
         device: fault.name.clone(),
         about: d.kind,
@@ -172,9 +173,9 @@ pub fn report(fault: &RoutedFault, device: &str) -> Report {
 }
 
 /// A fault as a map. `id` finds it again for an answer, where one is waited for.
-pub fn fault_map(fault: &RoutedFault, id: Option<usize>) -> Map {
+pub fn fault_map(fault: &RoutedFault, id: Option<usize>, indices: u32) -> Map {
     let r = &fault.report;
-    let d = detail(r, "smmu");
+    let d = detail(r, "smmu", indices);
     let number = |n: Option<u8>| n.map_or(Dynamic::UNIT, |n| i64::from(n).into());
     let words: rhai::Array = d.words.iter().map(|w| Dynamic::from(*w as i64)).collect();
     let fields: Map = d.fields.iter().map(|(name, value)| ((*name).into(), value.clone().into())).collect();
@@ -205,73 +206,9 @@ pub fn fault_map(fault: &RoutedFault, id: Option<usize>) -> Map {
     map
 }
 
-/// What passes between a device with ATS and the SMMU, in a sentence: kind, words, whether it is a refusal.
-pub fn ats_text(what: &AtsEvent) -> (&'static str, String, bool) {
-    let who =
-        |s: Option<portcullis_arch::SubstreamId>| s.map_or(String::new(), |s| format!(" substream {s:#x}"));
-    match what {
-        AtsEvent::Request { substream, iova, no_write, reply, .. } => {
-            let wish = if *no_write { " (no write)" } else { "" };
-            let (answer, bad) = match reply {
-                AtsReply::Granted(t) if t.has_access() => {
-                    let rights: String = [(t.read, 'r'), (t.write, 'w'), (t.execute, 'x')]
-                        .iter()
-                        .filter(|r| r.0)
-                        .map(|r| r.1)
-                        .collect();
-                    (format!("{:#x}, 2^{} bytes, {rights}", t.addr, t.size_log2), false)
-                }
-                AtsReply::Granted(_) => ("no access: nothing is mapped there".into(), true),
-                AtsReply::Unsupported => ("unsupported request: no ATS for this stream".into(), true),
-                AtsReply::Aborted => ("completer abort: the SMMU cannot translate".into(), true),
-            };
-            ("request", format!("translation request for {iova:#x}{}{wish}: {answer}", who(*substream)), bad)
-        }
-        AtsEvent::Translated { address, len, access, error, .. } => {
-            let end = match error {
-                None => "ok".to_string(),
-                Some((done, fault)) => format!("{fault} after {done} bytes"),
-            };
-            ("translated", format!("translated {access} of {address:#x} +{len}: {end}"), error.is_some())
-        }
-        AtsEvent::PageRequest(r) => {
-            let last = if r.last { ", the last of its group" } else { "" };
-            let wanted = match (r.read, r.write) {
-                (_, true) => "write",
-                (true, false) => "read",
-                (false, false) if r.is_stop_marker() => "stop marker",
-                (false, false) => "nothing",
-            };
-            let text = format!(
-                "page request for {:#x}{}, {wanted}, group {}{last}",
-                r.addr,
-                who(r.from.substream),
-                r.group
-            );
-            ("page-request", text, false)
-        }
-        AtsEvent::Response(r) => {
-            let code = match r.code {
-                PageResponse::Success => "success",
-                PageResponse::Invalid => "invalid request",
-                PageResponse::Failure => "failure",
-            };
-            let text = format!("page response for group {}{}: {code}", r.group, who(r.substream));
-            ("page-response", text, r.code != PageResponse::Success)
-        }
-        AtsEvent::Invalidation(i) => {
-            let text = match i.size_log2 {
-                64 => format!("has to forget all translations{}", who(i.substream)),
-                n => format!("has to forget {:#x}, 2^{n} bytes{}", i.addr, who(i.substream)),
-            };
-            ("invalidation", text, false)
-        }
-    }
-}
-
-/// The same as a map.
+/// What passes between a device with ATS and the SMMU, as a map.
 pub fn ats_map(engine: &str, what: &AtsEvent) -> Map {
-    let (kind, text, refused) = ats_text(what);
+    let (kind, text, refused) = ats::text(what);
     let address = match what {
         AtsEvent::Request { iova, .. } => iova.get(),
         AtsEvent::Translated { address, .. } => *address,

@@ -1,6 +1,7 @@
 //! A booted board as a scenario holds it, and the way of its events to the output.
 
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -11,15 +12,18 @@ use portcullis_board::sim::{
 };
 use portcullis_board::system::System;
 use portcullis_bus::{DmaFault, Initiator, StaleRead};
-use portcullis_explain::{CauseContext, Seen, Story, causes, causes_v3, story, story_v3};
-use portcullis_iommu::{InstanceId, RoutedFault};
+use portcullis_explain::{CauseContext, Seen, Story, Unmapped, causes, causes_v3, story, story_v3};
+use portcullis_iommu::{Domain, InstanceId, RoutedFault};
 use portcullis_smmuv3::Caps;
 use rhai::{Dynamic, Map};
 
 use super::Context;
 use super::api::BootRequest;
 use super::reports;
-use crate::output::{Item, Report};
+use crate::output::{Item, Report, ats};
+
+/// Unmappings that are remembered.
+const MAX_UNMAPPED: usize = 1 << 16;
 
 /// A booted board.
 pub struct World {
@@ -28,6 +32,10 @@ pub struct World {
     /// Faults that a script took and may answer.
     waiting: RefCell<Vec<RoutedFault>>,
     stale: RefCell<Vec<StaleRead>>,
+    /// Which domain an engine was attached to last, by a number of the domain.
+    attached: RefCell<BTreeMap<String, usize>>,
+    /// Domain, first address, bytes and time of each unmapping.
+    unmapped: RefCell<Vec<(usize, u64, u64, u64)>>,
     ats: RefCell<Vec<Map>>,
     messages: RefCell<Vec<Map>>,
 }
@@ -49,6 +57,8 @@ impl World {
             faults: RefCell::default(),
             waiting: RefCell::default(),
             stale: RefCell::default(),
+            attached: RefCell::default(),
+            unmapped: RefCell::default(),
             ats: RefCell::default(),
             messages: RefCell::default(),
         });
@@ -87,7 +97,7 @@ impl World {
                 }
                 EventKind::Stale(s) => context.emit(reports::stale_item(s)),
                 EventKind::Ats { engine, what } => {
-                    let (kind, text, bad) = reports::ats_text(what);
+                    let (kind, text, bad) = ats::text(what);
                     if matches!(what, AtsEvent::Request { .. }) {
                         refused = bad.then_some(engine);
                     }
@@ -129,7 +139,8 @@ impl World {
         asked: bool,
     ) {
         for (explanation, cached) in &t.translations {
-            let story = self.tell(explanation, Seen { cached: *cached, passed: self.passed(t), asked });
+            let story =
+                self.tell(&t.engine, explanation, Seen { cached: *cached, passed: self.passed(t), asked });
             context.emit(Item::Explain { engine: t.engine.to_string(), story });
         }
         context.emit(transfer(at.saturating_add(context.epoch.get()), t));
@@ -170,6 +181,7 @@ impl World {
             cached: fault.cached,
             passed: self.passed(t),
             names: &names,
+            unmapped: &self.unmapped_from(t),
         };
         let slot = machine.engine(&t.engine).and_then(|e| machine.smmu_at(e.smmu?));
         let find = || match (slot.map(|s| &s.model), &fault.explanation) {
@@ -179,10 +191,42 @@ impl World {
         };
         Item::Fault {
             engine: t.engine.to_string(),
-            story: self
-                .tell(&fault.explanation, Seen { cached: fault.cached, passed: self.passed(t), asked }),
+            story: self.tell(
+                &t.engine,
+                &fault.explanation,
+                Seen { cached: fault.cached, passed: self.passed(t), asked },
+            ),
             causes: self.quietly(find),
         }
+    }
+
+    /// Remembers that an engine uses a domain, or none that a script unmaps from.
+    pub fn note_attached(&self, engine: &str, domain: Option<&Arc<Domain>>) {
+        let mut attached = self.attached.borrow_mut();
+        match domain {
+            Some(domain) => attached.insert(engine.to_string(), Arc::as_ptr(domain).addr()),
+            None => attached.remove(engine),
+        };
+    }
+
+    /// Remembers that something was unmapped now.
+    pub fn note_unmapped(&self, domain: &Arc<Domain>, iova: u64, len: u64) {
+        let mut unmapped = self.unmapped.borrow_mut();
+        if unmapped.len() < MAX_UNMAPPED {
+            unmapped.push((Arc::as_ptr(domain).addr(), iova, len, self.now()));
+        }
+    }
+
+    /// What was unmapped from the domain of a transaction's engine.
+    fn unmapped_from(&self, t: &TransactionEvent) -> Vec<Unmapped> {
+        let attached = self.attached.borrow();
+        let Some(domain) = attached.get(&*t.engine).filter(|_| t.substream.is_none()) else {
+            return Vec::new();
+        };
+        let unmapped = self.unmapped.borrow();
+        let here = unmapped.iter().filter(|(of, ..)| of == domain);
+        here.map(|&(_, iova, len, at)| Unmapped { iova, len, ago_ns: self.now().saturating_sub(at) })
+            .collect()
     }
 
     /// Looks at what hardware would read, without reports of stale reads: it has not read.
@@ -204,16 +248,23 @@ impl World {
 
     fn report(&self, fault: &RoutedFault) -> Report {
         let device = self.device_name(fault.instance);
-        reports::report(fault, &device)
+        reports::report(fault, &device, self.queue_indices())
+    }
+
+    /// The bits of an index of the SMMUv3's command queue, the wrap bit included.
+    fn queue_indices(&self) -> u32 {
+        let entries = self.system.smmu_v3().map_or(1, |(_, driver)| driver.commands().entries());
+        u32::try_from(2 * entries - 1).unwrap_or(u32::MAX)
     }
 
     /// The story of a translation.
-    pub fn tell(&self, explanation: &Explanation, seen: Seen) -> Story {
+    pub fn tell(&self, engine: &str, explanation: &Explanation, seen: Seen) -> Story {
         match explanation {
             Explanation::V2(e) => story(e, seen.cached),
             Explanation::V3(e) => {
-                let model = self.system.machine().smmu_v3();
-                let caps = model.map_or_else(Caps::full, |m| m.caps().clone());
+                let machine = self.system.machine();
+                let slot = machine.engine(engine).and_then(|e| machine.smmu_at(e.smmu?));
+                let caps = slot.and_then(|s| s.model.v3()).map_or_else(Caps::full, |m| m.caps().clone());
                 story_v3(e, &caps, &seen)
             }
         }
@@ -234,7 +285,7 @@ impl World {
                 waiting.push(fault.clone());
                 waiting.len() - 1
             });
-            Dynamic::from(reports::fault_map(&fault, id))
+            Dynamic::from(reports::fault_map(&fault, id, self.queue_indices()))
         };
         faults.into_iter().map(map).collect()
     }

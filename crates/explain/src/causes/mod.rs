@@ -36,6 +36,19 @@ pub struct CauseContext<'a> {
     pub passed: bool,
     /// Names of masters by stream, such as their device-tree nodes.
     pub names: &'a [(StreamId, String)],
+    /// What was unmapped from the transaction's address space, the latest last.
+    pub unmapped: &'a [Unmapped],
+}
+
+/// A range of an address space that was unmapped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Unmapped {
+    /// First address.
+    pub iova: u64,
+    /// Bytes.
+    pub len: u64,
+    /// Nanoseconds between the unmapping and the transaction.
+    pub ago_ns: u64,
 }
 
 impl CauseContext<'_> {
@@ -119,8 +132,10 @@ pub enum CauseKind {
     PhysicalAddress,
     /// A CPU's virtual address where a DMA address is expected.
     CpuVirtualAddress,
-    /// Nothing was ever mapped there, or it was unmapped.
+    /// Nothing is mapped there, and nobody knows of an unmapping.
     NotMapped,
+    /// It was mapped, and has been unmapped.
+    UsedAfterUnmap,
     /// PASize is smaller than the addresses in the tables.
     OutputSizeTooSmall,
     /// A descriptor holds an address that this SMMU cannot put out.

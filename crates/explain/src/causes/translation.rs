@@ -54,6 +54,7 @@ pub(super) fn causes<M: Memory>(
                 ranked.push((65, not_mapped(va, step, &all, no_snoop(probe.config().coherent_walk, "CTTW"))));
             }
         }
+        ranked.extend(unmapped(va, ctx));
         ranked.extend(neighbours(va, page, below, above, &all));
         ranked.extend(other_address(va, ctx, &all));
     }
@@ -184,6 +185,24 @@ pub(crate) fn not_mapped(va: u64, step: &Step, all: &Mappings, walker: String) -
     cause
 }
 
+/// The address was mapped once.
+pub(crate) fn unmapped(va: u64, ctx: &CauseContext<'_>) -> Option<(u8, Cause)> {
+    let u = ctx.unmapped.iter().rfind(|u| va.wrapping_sub(u.iova) < u.len)?;
+    let ago = match u.ago_ns {
+        n @ ..10_000 => format!("{n} ns"),
+        n @ ..10_000_000 => format!("{} µs", n / 1000),
+        n => format!("{} ms", n / 1_000_000),
+    };
+    let cause = Cause::new(
+        CauseKind::UsedAfterUnmap,
+        format!("{va:#x} was mapped, and unmapped {ago} before this access"),
+        "unmap a buffer only after the device has finished with it: wait for the completion of the transfer, or stop the device \
+         first",
+    );
+    let range = format!("unmapped was {:#x}..{:#x}", u.iova, u.iova.wrapping_add(u.len));
+    Some((89, cause.because(range)))
+}
+
 /// The page before, or after, is mapped.
 pub(crate) fn neighbours(
     va: u64,
@@ -294,7 +313,7 @@ mod tests {
     use portcullis_smmuv2::Config;
 
     use super::*;
-    use crate::causes::causes as causes_of;
+    use crate::causes::{Unmapped, causes as causes_of};
     use crate::testing::{Board, PAGE, RAM, ROOT, STREAM};
 
     fn kinds(found: &[Cause]) -> Vec<CauseKind> {
@@ -312,6 +331,24 @@ mod tests {
         assert!(text.contains("level 2 descriptor at"), "{text}");
         assert!(text.contains("nearest mappings: 0x70000000..0x70001000 -> 0x60000000 (4 KiB)"), "{text}");
         assert!(text.contains("IDR0.CTTW=0"), "{text}");
+    }
+
+    #[test]
+    fn an_unmapping_is_remembered_if_somebody_knows_of_it() {
+        let board = Board::new();
+        board.map(0x7000_0000, 0x6000_0000);
+        let e = board.explain(0x7000_1008, portcullis_arch::Access::Read);
+        let unmapped = [
+            Unmapped { iova: 0x7000_1000, len: 0x1000, ago_ns: 50_000 },
+            Unmapped { iova: 0x7000_1000, len: 0x2000, ago_ns: 1234 },
+            Unmapped { iova: 0x7000_2000, len: 0x1000, ago_ns: 1 },
+        ];
+        let found =
+            causes_of(&board.smmu, &e, &CauseContext { unmapped: &unmapped, ..CauseContext::default() });
+        assert_eq!(found[0].kind, CauseKind::UsedAfterUnmap);
+        assert!(found[0].what.contains("0x70001008 was mapped, and unmapped 1234 ns before"), "{}", found[0]);
+        let found = causes_of(&board.smmu, &e, &CauseContext::default());
+        assert_eq!(found[0].kind, CauseKind::PastTheEnd);
     }
 
     #[test]

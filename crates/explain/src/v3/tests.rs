@@ -10,7 +10,7 @@ use crate::testing::{PAGE, RAM, ROOT};
 use crate::v3::testing::{Board, CD0, CDS, ROOT2, STE, STE0, STE1, STE2, STREAM, STREAMS, caps};
 use crate::{
     Cause, CauseContext, CauseKind, CommandError, CommandWords, EventWords, Field, GlobalErrors, LineKind,
-    PageRequestWords, Seen, causes_v3, story_v3,
+    PageRequestWords, Seen, Unmapped, causes_v3, story_v3,
 };
 
 fn get(fields: &[Field], name: &str) -> String {
@@ -364,6 +364,18 @@ fn stream_ids_out_of_the_table_are_told_apart() {
     assert!(found[0].what.contains("beyond the 4 entries"), "{}", found[0]);
     board.put(STREAMS + 4 * 8, &[STREAMS | 0x4000 | 11]);
     assert_eq!(causes(0x408)[0].kind, CauseKind::IllegalStreamEntry);
+    // Somebody has programmed 0x208, with the same device and function.
+    board.put(STREAMS + 4 * 8, &[0]);
+    board.put(STREAMS + 2 * 8, &[STREAMS | 0x4000 | 9]);
+    board.put(STREAMS + 0x4000 + 8 * 64, &[STE0]);
+    let found = causes(0x408);
+    assert_eq!(kinds(&found), [CauseKind::WrongStreamId, CauseKind::MissingStreamMapping]);
+    let text = found[0].to_string();
+    assert!(text.contains("the STE of stream 0x208 was probably meant for stream 0x408"), "{text}");
+    assert!(
+        text.contains("put 0x400 as the base into iommu-map") && text.contains("a domain: 0x208"),
+        "{text}"
+    );
     // Where no memory is.
     board.put(STREAMS + 4 * 8, &[0x2000_0000 | 9]);
     let found = causes(0x408);
@@ -483,6 +495,11 @@ fn translation_faults_are_told_apart() {
     let found = board.write_causes(0x6000_1004);
     assert_eq!(found[0].kind, CauseKind::PhysicalAddress);
     assert!(found[0].what.contains("mapped at DMA address 0x70001004"), "{}", found[0]);
+    let unmapped = [Unmapped { iova: 0x7000_2000, len: 0x1000, ago_ns: 20_000 }];
+    let e = board.explain(0x7000_2003, Access::Write);
+    let found = causes_v3(&board.smmu, &e, &CauseContext { unmapped: &unmapped, ..CauseContext::default() });
+    assert_eq!(found[0].kind, CauseKind::UsedAfterUnmap);
+    assert!(found[0].what.contains("unmapped 20 µs before this access"), "{}", found[0]);
     let found = board.write_causes(0xffff_8000_1234_5000);
     assert_eq!(kinds(&found), [CauseKind::CpuVirtualAddress, CauseKind::WalksDisabled]);
     assert!(found[1].what.contains("TTB1 is off (EPD1=1)"), "{}", found[1]);

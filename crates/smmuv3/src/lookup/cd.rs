@@ -178,6 +178,7 @@ pub(crate) fn stage1(caps: &Caps, regs: &TableRegs, world: World, cd: &Cd) -> St
         affd: d.affd() && !flags.access,
         wxn: d.wxn(),
         uwxn: d.uwxn() && !aa64 && !single,
+        uwxn_for_all: false,
         big_endian: d.endi(),
         single_privilege: single,
         tex_remap: false,

@@ -208,8 +208,9 @@ pub(crate) fn stages<M: Memory, R: Recorder>(
         va_bits,
     };
     let stage1 = Some(cd::stage1(caps, regs, world, &cd));
-    // Where a secure stream goes is for the descriptors to say.
-    let attrs = client.with_non_secure(!regs.secure);
+    // Of the memory type that comes in only allocation hints are left, after the overrides. Where a secure stream goes is
+    // for the descriptors to say.
+    let attrs = overrides.apply(from.attrs).with_non_secure(!regs.secure);
     Decision::Translate(Box::new(Context {
         key,
         token: flags.into_bits(),
@@ -218,6 +219,7 @@ pub(crate) fn stages<M: Memory, R: Recorder>(
         incoming: attrs,
         after: None,
         cacheable: true,
+        keeps_hints: true,
     }))
 }
 
@@ -310,5 +312,6 @@ pub(crate) fn without_stage1<M>(
         incoming: attrs,
         after: None,
         cacheable: true,
+        keeps_hints: true,
     }))
 }

@@ -247,6 +247,7 @@ pub(crate) fn stage2(caps: &Caps, ste: &Ste) -> Stage2 {
         affd: d2.s2affd() && !flags.access,
         big_endian: d2.s2endi(),
         protect_walks: d2.s2ptw() && nested,
+        device_walks_as_nc: caps.ptwnnc,
         range_fault_level: 0,
         flags,
         xnx: caps.xnx,

@@ -208,7 +208,7 @@ impl Builder<'_> {
         let random = r.next();
         let sh = if s.ds { 0 } else { r.pick(&[0, 2, 3, 3, 1]) << 8 };
         let af = u64::from(!r.one_in(5)) << 10;
-        let high = if r.one_in(3) { random & 0x0078_0000_0000_0000 } else { random & 0x0008_0000_0000_0000 };
+        let high = if r.one_in(3) { random & 0x0068_0000_0000_0000 } else { random & 0x0008_0000_0000_0000 };
         let perms = if stage2 {
             r.pick(&[3, 3, 3, 1, 2, 0]) << 6 | r.pick(&[15, 15, 15, 5, 1, 6, 7, 0, 13]) << 2
         } else {

@@ -255,10 +255,6 @@ impl Walker<'_> {
         End::Config(code, self.t.ssid.map(|s| (s.into(), true)), 0)
     }
 
-    fn s2_on(&self) -> bool {
-        bit(self.ste[0], 2)
-    }
-
     /// The record and the ending of a walk's fault (sections 6 and 6.1).
     fn judge(&self, f: Fault, cd: Option<[u64; 8]>) -> Outcome {
         let t = &self.t;

@@ -152,6 +152,7 @@ impl Board {
         self.same(&domain.board)?;
         let device = self.device(&engine)?;
         self.world.system.core().attach_device(device, &domain.domain).or_else(fail)?;
+        self.world.note_attached(&engine.name, Some(&domain.domain));
         if let Some(channel) = self.world.system.channel(&engine.name)
             && domain.domain.input_range().is_some()
         {
@@ -164,6 +165,7 @@ impl Board {
     fn detach(&mut self, engine: EngineHandle) -> Result<()> {
         let device = self.device(&engine)?;
         self.world.system.core().detach_device(device).or_else(fail)?;
+        self.world.note_attached(&engine.name, None);
         self.drain();
         Ok(())
     }
@@ -222,6 +224,7 @@ impl Board {
         }
         let domain =
             self.world.system.core().bind_with(device, process.process.clone(), options).or_else(fail)?;
+        self.world.note_attached(&engine.name, None);
         self.drain();
         Ok(DomainHandle { board: self.clone(), domain })
     }
@@ -459,7 +462,8 @@ impl Board {
             "write" => Access::Write,
             other => return fail(format!("{other:?} is not \"read\" or \"write\"")),
         };
-        let story = self.world.tell(&self.look(&engine, substream, iova, access)?, Seen::default());
+        let story =
+            self.world.tell(&engine.name, &self.look(&engine, substream, iova, access)?, Seen::default());
         let text = story.to_string();
         self.context.emit(Item::Explain { engine: engine.name, story });
         Ok(text)

@@ -59,6 +59,7 @@ impl DomainHandle {
     }
     fn unmap(&mut self, iova: i64, len: i64) -> Result<i64> {
         let bytes = self.domain.unmap(Iova(address(iova)), address(len)).map(|n| n as i64).or_else(fail)?;
+        self.board.world.note_unmapped(&self.domain, address(iova), address(len));
         // Devices with translations of their own had to forget them.
         self.board.drain();
         Ok(bytes)

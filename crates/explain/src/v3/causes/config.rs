@@ -43,7 +43,9 @@ pub(super) fn causes<M: Memory>(
     code: Option<EventCode>,
 ) -> Vec<Cause> {
     let cause = match code {
-        Some(EventCode::BadStreamId) => bad_stream(e, ctx),
+        Some(EventCode::BadStreamId) => {
+            return near_miss(probe, e, ctx).into_iter().chain([bad_stream(e, ctx)]).collect();
+        }
         Some(EventCode::SteFetch) => fetch(e, ctx, "stream table entry"),
         Some(EventCode::BadSte) => bad_ste(probe, e, ctx),
         Some(EventCode::BadSubstreamId) => bad_substream(e),
@@ -64,6 +66,84 @@ pub(super) fn causes<M: Memory>(
         .because(ctx.describe(e.from.stream)),
     };
     vec![cause]
+}
+
+/// Words of the stream table that are looked at to find out who has a domain.
+const BUDGET: usize = 1 << 14;
+
+/// The streams whose STE is valid and does not abort, as far as the budget goes.
+pub(super) fn claimed<M: Memory>(probe: &Probe<'_, M>, e: &Explanation) -> Vec<u32> {
+    let cfg = StrtabBaseCfg::from_bits(e.strtab_base_cfg);
+    let base = StrtabBase::from_bits(e.strtab_base).addr_55_6() << 6;
+    let streams = 1u64 << cfg.log2size().min(32);
+    let mut left = BUDGET;
+    let mut load = |at: u64| {
+        left = left.checked_sub(1)?;
+        Some(probe.load64(at).unwrap_or(0))
+    };
+    let mut found = Vec::new();
+    let mut array = |first: u64, at: u64, count: u64, load: &mut dyn FnMut(u64) -> Option<u64>| {
+        (0..count).try_for_each(|n| {
+            let word = load(at.wrapping_add(n * 64))?;
+            if word & 1 != 0 && word >> 3 & 1 != 0 {
+                found.push((first + n) as u32);
+            }
+            Some(())
+        })
+    };
+    if cfg.fmt() != 1 {
+        array(0, base, streams, &mut load);
+        return found;
+    }
+    let split = split_of(cfg);
+    for n in 0..streams >> split {
+        let Some(word) = load(base.wrapping_add(n * 8)) else { break };
+        let l1 = L1Std::from_bits(word);
+        if (1..=split + 1).contains(&l1.span()) {
+            array(n << split, l1.l2ptr_55_6() << 6, 1 << (l1.span() - 1), &mut load);
+        }
+    }
+    found
+}
+
+/// SPLIT as far as it counts.
+fn split_of(cfg: StrtabBaseCfg) -> u8 {
+    match cfg.split() {
+        s @ (8 | 10) => s,
+        _ => 6,
+    }
+}
+
+/// Who has a domain, in words.
+pub(super) fn claimed_words(streams: &[u32]) -> String {
+    if streams.is_empty() {
+        return "no stream has a domain".into();
+    }
+    let shown: Vec<String> = streams.iter().map(|s| format!("{s:#x}")).collect();
+    format!("streams that have a domain: {}", words::some_of(&shown, 12))
+}
+
+/// A stream that has a domain and was probably meant for this one.
+fn near_miss<M: Memory>(probe: &Probe<'_, M>, e: &Explanation, ctx: &CauseContext<'_>) -> Option<Cause> {
+    let sid = e.from.stream.get();
+    // What hardware is known to send is no mistake.
+    let sent = |s: u32| ctx.names.iter().any(|(known, _)| known.get() == s);
+    let streams = claimed(probe, e);
+    let mut others = streams.iter().copied().filter(|s| !sent(*s));
+    let meant = others.find(|s| s & 0xff == sid & 0xff)?;
+    Some(
+        Cause::new(
+            CauseKind::WrongStreamId,
+            format!("the STE of stream {meant:#x} was probably meant for stream {sid:#x}: only the bits above 7 differ"),
+            format!(
+                "the requester id (device and function) is right and the base is not: put {:#x} as the base into iommu-map, or \
+                 {sid:#x} into iommus",
+                sid & !0xff
+            ),
+        )
+        .because(format!("the hardware sends {}", ctx.describe(e.from.stream)))
+        .because(claimed_words(&streams)),
+    )
 }
 
 /// Where the ids of a stream come from.
@@ -91,10 +171,7 @@ fn bad_stream(e: &Explanation, ctx: &CauseContext<'_>) -> Cause {
         .because(who);
     };
     let span = L1Std::from_bits(l1).span();
-    let split = match cfg.split() {
-        s @ (8 | 10) => s,
-        _ => 6,
-    };
+    let split = split_of(cfg);
     let first = sid >> split << split;
     let range = format!("{first:#x}..{:#x}", u64::from(first) + (1 << split));
     match span {

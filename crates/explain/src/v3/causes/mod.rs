@@ -122,7 +122,8 @@ fn silent<M: Memory>(
             "attach a domain: Linux fills the stream table with such entries, and a driver's attach (or the DMA API's default \
              domain) replaces them; no event is recorded for this",
         )
-        .because(ctx.describe(e.from.stream)),
+        .because(ctx.describe(e.from.stream))
+        .because(config::claimed_words(&config::claimed(probe, e))),
     }
 }
 

@@ -4,7 +4,9 @@ use portcullis_bus::Memory;
 use portcullis_smmuv3::Explanation;
 use portcullis_walk::Fault;
 
-use crate::causes::translation::{BUDGET, neighbours, no_snoop, not_mapped, other_address, virtual_base};
+use crate::causes::translation::{
+    BUDGET, neighbours, no_snoop, not_mapped, other_address, unmapped, virtual_base,
+};
 use crate::causes::{Cause, CauseContext, CauseKind};
 use crate::v3::causes::walk_end::search;
 use crate::v3::probe::{Probe, leaf};
@@ -46,6 +48,7 @@ pub(super) fn causes<M: Memory>(
                 ranked.push((65, not_mapped(va, step, &all, walker)));
             }
         }
+        ranked.extend(unmapped(va, ctx));
         ranked.extend(neighbours(va, page, below, above, &all));
         ranked.extend(other_address(va, ctx, &all));
         if s.off && fault.stage == 1 {

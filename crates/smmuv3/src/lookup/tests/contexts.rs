@@ -223,11 +223,11 @@ fn overrides_of_the_stream_reach_the_transaction() {
     let s = Scene::new(over(ste(SteConfig::Bypass)), cd());
     let Decision::Bypass { attrs, .. } = s.read(0, None) else { panic!() };
     assert!(attrs.privileged() && attrs.instruction() && attrs.memory() == MemoryType::DEVICE_NGNRE);
-    // With stage 1 only the permissions count: the type comes from the tables.
+    // With stage 1 the type comes from the tables; what came in says whether its allocation hints count.
     let s = Scene::new(over(ste(SteConfig::Stage1)), cd());
     let c = s.context();
     assert!(c.incoming.privileged() && c.incoming.instruction());
-    assert_eq!(c.incoming.memory(), MemoryType::NORMAL_WB);
+    assert_eq!(c.incoming.memory(), MemoryType::DEVICE_NGNRE);
     // An address translation operation says itself what it is.
     let mut view = View::new(&s.caps, s.regs, &s.memory);
     view.overrides = false;
