@@ -590,16 +590,26 @@ impl Report {
         }
         for m in &self.masters {
             let off = if m.enabled { "" } else { "  (off)" };
-            let verdict = if m.agreement == "differs" { "DIFFERS" } else { m.agreement };
+            // Where no chip's tables say what the hardware sends, the tree is all there is.
+            let by_tree = self.chip.is_none() && m.streams.is_empty();
+            let declared =
+                m.declared.first().filter(|(_, mask)| by_tree && m.declared.len() == 1 && mask.0 == 0);
+            let verdict = match m.agreement {
+                "differs" => "DIFFERS",
+                _ if declared.is_some() => "declared",
+                other => other,
+            };
+            let route = if by_tree { "as the tree says" } else { m.route.as_str() };
+            let stream = declared.map_or("-".into(), |(id, _)| id.to_string());
             let first = m
                 .streams
                 .first()
-                .map_or_else(|| format!("{:>7} {:>4} {:>7} {:>7}", "-", "", "", ""), columns);
-            writeln!(f, "  {:<26} {first}  {verdict:<10}  {:<20} {}{off}", m.name, m.route, m.path)?;
+                .map_or_else(|| format!("{stream:>7} {:>4} {:>7} {:>7}", "", "", ""), columns);
+            writeln!(f, "  {:<26} {first}  {verdict:<10}  {route:<20} {}{off}", m.name, m.path)?;
             for s in m.streams.iter().skip(1) {
                 writeln!(f, "  {:<26} {}", "", columns(s))?;
             }
-            if m.agreement == "differs" || m.agreement == "unknown" {
+            if m.agreement == "differs" || (m.agreement == "unknown" && declared.is_none()) {
                 let declared: Vec<String> = m
                     .declared
                     .iter()

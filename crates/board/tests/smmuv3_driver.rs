@@ -47,7 +47,8 @@ fn previous_stage(rig: &Rig, two_level: bool) {
     rig.put64(table + 2 * 8, BASE | 0x401 | 1 << 6 | 3 << 8 | 1 << 2);
     let dw0 = CdDw0::new().with_t0sz(25).with_epd1(true).with_v(true).with_ips(2).with_aa64(true);
     let dw0 = dw0.with_a(true).with_r(true).with_asid(1).with_ir0(1).with_or0(1).with_sh0(3);
-    let cd_words = Cd::default().with_mair(0xff04_ff44).with_dw0(dw0).with_dw1(CdDw1::new().with_ttb0_51_4(table >> 4));
+    let cd_words =
+        Cd::default().with_mair(0xff04_ff44).with_dw0(dw0).with_dw1(CdDw1::new().with_ttb0_51_4(table >> 4));
     for (i, word) in cd_words.0.into_iter().enumerate() {
         rig.put64(cd + i as u64 * 8, word);
     }
@@ -299,17 +300,18 @@ fn at_every_store_of_an_attach_devices_see_the_old_domain_or_the_new_one() {
                 is_hitless(b.kind, next.kind, options.substream_bits > 0)
                     || Arc::ptr_eq(&b.domain, &next.domain) && b.page.is_some()
             });
-            *watch.lock().unwrap() = Watch {
-                old: before.and_then(|b| b.page),
-                new: next.page,
-                hitless,
-                ..Watch::default()
-            };
+            *watch.lock().unwrap() =
+                Watch { old: before.and_then(|b| b.page), new: next.page, hitless, ..Watch::default() };
             driver.attach(&master, &next.domain).unwrap();
             {
                 let mut watch = watch.lock().unwrap();
                 let from_kind = before.map(|b| b.kind);
-                assert!(watch.bad.is_empty(), "{options:?} {from_kind:?} -> {:?}: {:#?}", next.kind, watch.bad);
+                assert!(
+                    watch.bad.is_empty(),
+                    "{options:?} {from_kind:?} -> {:?}: {:#?}",
+                    next.kind,
+                    watch.bad
+                );
                 *watch = Watch::default();
             }
             // Afterwards there is only the new one.
@@ -327,8 +329,7 @@ fn at_every_store_of_an_attach_devices_see_the_old_domain_or_the_new_one() {
 
 /// An address space that is not the driver's, with one page.
 fn process_table(rig: &Rig, page: u64) -> (PageTable<Stage1, smmuv3_rig::Mem>, TableRoot) {
-    let table =
-        PageTable::new(rig.memory(), Config::new(Granule::K4, 48, 44).coherent_walk(true)).unwrap();
+    let table = PageTable::new(rig.memory(), Config::new(Granule::K4, 48, 44).coherent_walk(true)).unwrap();
     table.map(Iova(AT), Pa(page), 0x1000, rw()).unwrap();
     let root = TableRoot::from_registers(&table.registers(), Granule::K4);
     (table, root)
@@ -376,7 +377,10 @@ fn substreams_come_and_go_without_disturbing_the_device_or_each_other() {
             for (substream, page) in substreams {
                 let got = read64(port, from_substream(2, *substream), AT);
                 if got != Ok(*page) {
-                    errors.lock().unwrap().push(format!("{name} substream {substream} {got:x?}, not {page:x}"));
+                    errors
+                        .lock()
+                        .unwrap()
+                        .push(format!("{name} substream {substream} {got:x?}, not {page:x}"));
                 }
             }
         }
@@ -509,11 +513,12 @@ fn many_threads(caps: Caps, by_message: bool) {
     let options = Options { queue_log2: [7, 8, 8], ..Rig::options() };
     let driver = rig.driver_with(options);
     assert_eq!(driver.commands().completes_by_message(), by_message);
-    let shared = driver.new_domain(DomainConfig::Stage1(Paging::default()), DomainOptions::default()).unwrap();
-    let second = driver.new_domain(DomainConfig::Stage2(Paging::default()), DomainOptions::default()).unwrap();
+    let shared =
+        driver.new_domain(DomainConfig::Stage1(Paging::default()), DomainOptions::default()).unwrap();
+    let second =
+        driver.new_domain(DomainConfig::Stage2(Paging::default()), DomainOptions::default()).unwrap();
     // Mapper 0 and 1 work on one domain with two devices, mapper 2 on another.
-    let masters: Vec<Master> =
-        (1..=3).map(|s| driver.add_master(&exact(s), plain()).unwrap()).collect();
+    let masters: Vec<Master> = (1..=3).map(|s| driver.add_master(&exact(s), plain()).unwrap()).collect();
     driver.attach(&masters[0], &shared).unwrap();
     driver.attach(&masters[1], &shared).unwrap();
     driver.attach(&masters[2], &second).unwrap();
@@ -561,17 +566,21 @@ fn many_threads(caps: Caps, by_message: bool) {
                             std::thread::yield_now();
                         }
                         if random.below(4) == 0 {
-                            domain.protect(Iova(iova), LEN, portcullis_iommu::Prot::READ.noexec().cached()).unwrap();
+                            domain
+                                .protect(Iova(iova), LEN, portcullis_iommu::Prot::READ.noexec().cached())
+                                .unwrap();
                             rig.put(pa, &[0x22; LEN as usize]);
                             let mut seen = vec![0; LEN as usize];
-                            portcullis_bus::Memory::read(&rig.ram, Pa(pa), Default::default(), &mut seen).unwrap();
+                            portcullis_bus::Memory::read(&rig.ram, Pa(pa), Default::default(), &mut seen)
+                                .unwrap();
                             assert!(seen.iter().all(|b| *b == 0x22), "written through a read-only page");
                         }
                         assert_eq!(domain.unmap(Iova(iova), LEN).unwrap(), LEN);
                         rig.put(pa, &[TAKEN; LEN as usize]);
                         for _ in 0..3 {
                             let mut seen = vec![0; LEN as usize];
-                            portcullis_bus::Memory::read(&rig.ram, Pa(pa), Default::default(), &mut seen).unwrap();
+                            portcullis_bus::Memory::read(&rig.ram, Pa(pa), Default::default(), &mut seen)
+                                .unwrap();
                             assert!(seen.iter().all(|b| *b == TAKEN), "written after unmap returned");
                             std::thread::yield_now();
                         }
@@ -603,20 +612,32 @@ fn many_threads_unmap_at_once_with_completion_by_message() {
 
 #[test]
 fn many_threads_unmap_at_once_with_completion_by_cons() {
-    many_threads(Caps { msi: false, sev: false, ril: false, revision: 1, fwb: false, bbml: 0, e0pd: false, ptwnnc: false, ..caps() }, false);
+    many_threads(
+        Caps {
+            msi: false,
+            sev: false,
+            ril: false,
+            revision: 1,
+            fwb: false,
+            bbml: 0,
+            e0pd: false,
+            ptwnnc: false,
+            ..caps()
+        },
+        false,
+    );
 }
 
 #[test]
 fn illegal_commands_hurt_nobody_but_whoever_issued_them() {
     let rig = Rig::new(caps());
     let driver = rig.driver_with(Options { queue_log2: [6, 8, 8], ..Rig::options() });
-    let domain = driver.new_domain(DomainConfig::Stage1(Paging::default()), DomainOptions::default()).unwrap();
+    let domain =
+        driver.new_domain(DomainConfig::Stage1(Paging::default()), DomainOptions::default()).unwrap();
     let master = driver.add_master(&exact(4), plain()).unwrap();
     driver.attach(&master, &domain).unwrap();
     let illegal = Command([0xff, 0x1234]);
-    let refused = |result: Result<(), Error>| {
-        matches!(result, Err(Error::Command { code: CommandError::Ill, command }) if command == illegal)
-    };
+    let refused = |result: Result<(), Error>| matches!(result, Err(Error::Command { code: CommandError::Ill, command }) if command == illegal);
     assert!(refused(driver.commands().issue_sync(&[illegal])));
     driver.commands().issue(&[illegal]).unwrap();
     std::thread::scope(|scope| {
@@ -647,7 +668,8 @@ fn illegal_commands_hurt_nobody_but_whoever_issued_them() {
 fn a_queue_page_that_aborts_is_tried_again_and_given_up_at_last() {
     let rig = Rig::new(caps());
     let driver = rig.driver_with(Options { timeout_us: 300_000, ..Rig::options() });
-    let domain = driver.new_domain(DomainConfig::Stage1(Paging::default()), DomainOptions::default()).unwrap();
+    let domain =
+        driver.new_domain(DomainConfig::Stage1(Paging::default()), DomainOptions::default()).unwrap();
     let master = driver.add_master(&exact(4), plain()).unwrap();
     driver.attach(&master, &domain).unwrap();
     map(&domain, 0x1000, RAM, 0x2000);
@@ -686,7 +708,8 @@ fn a_queue_page_that_aborts_is_tried_again_and_given_up_at_last() {
 fn a_queue_page_that_aborts_for_a_moment_is_not_noticed() {
     let rig = Rig::new(caps());
     let driver = rig.driver();
-    let domain = driver.new_domain(DomainConfig::Stage1(Paging::default()), DomainOptions::default()).unwrap();
+    let domain =
+        driver.new_domain(DomainConfig::Stage1(Paging::default()), DomainOptions::default()).unwrap();
     let queue = u64::from(rig.reg(0x90)) & !0x1f | u64::from(rig.reg(0x94) & 0xff_ffff) << 32;
     for looks in 1..6 {
         map(&domain, 0x1000, RAM, 0x1000);

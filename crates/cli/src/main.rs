@@ -4,6 +4,7 @@
 #![forbid(unsafe_code)]
 
 mod bench;
+mod decode;
 mod output;
 mod scenario;
 mod shipped;
@@ -81,6 +82,15 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Say what the lines of a kernel log about SMMUs mean: arm-smmu context and global faults, arm-smmu-v3 events (four
+    /// raw words are enough), command errors, global errors, page requests.
+    Decode {
+        /// The log; standard input if there is none.
+        file: Option<PathBuf>,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
     /// Measure the performance goals.
     Bench {
         /// Only groups whose name contains this.
@@ -114,6 +124,7 @@ fn main() -> ExitCode {
         Command::Boards { json } => boards(json),
         Command::Scenarios { board, json } => scenarios(&board, json),
         Command::Machine { board, protect, json } => machine(&board, protect.as_deref(), json),
+        Command::Decode { file, json } => decode(file.as_deref(), json),
         Command::Bench { filter, json } => bench(filter.as_deref().unwrap_or(""), json),
     };
     match result {
@@ -260,6 +271,17 @@ fn machine(board: &str, protect: Option<&str>, json: bool) -> Result<bool, BadIn
     }
     let report = report::report(&description);
     if json { print_json(&report) } else { print(&report.to_string()) }
+}
+
+fn decode(file: Option<&Path>, json: bool) -> Result<bool, BadInput> {
+    let lines = decode::decode(&decode::read(file).map_err(BadInput)?);
+    if json {
+        return print_json(&lines);
+    }
+    if lines.is_empty() {
+        return print("no line of this log is about a fault of an SMMU\n");
+    }
+    print(&decode::text(&lines))
 }
 
 fn bench(filter: &str, json: bool) -> Result<bool, BadInput> {

@@ -8,7 +8,7 @@ use portcullis_arch::{Access, Iova, SubstreamId};
 use portcullis_drivers::ops::{DomainSpec, FaultModel, TableRoot};
 
 use crate::manager::{DeviceId, GroupId, InstanceId, IommuCore, State};
-use crate::{Domain, Error};
+use crate::{Domain, Error, FaultReport};
 
 /// An address space that devices can use: [`Process`](crate::Process), or an operating system's own.
 ///
@@ -26,6 +26,12 @@ pub trait AddressSpace: Send + Sync {
     fn page_fault(&self, va: Iova, access: Access) -> bool {
         let (_, _) = (va, access);
         false
+    }
+    /// The same with all that is known about the access. An answer of `true` lets the device try again, so what will
+    /// never be allowed (a fetch from data, say) has to be refused here. By default [`page_fault`](Self::page_fault)
+    /// decides, for data that user mode reaches; everything else is refused.
+    fn resolve(&self, fault: &FaultReport) -> bool {
+        !fault.instruction && !fault.privileged && self.page_fault(fault.iova, fault.access)
     }
 }
 

@@ -21,7 +21,7 @@ use portcullis_pgtable::{Config, ConfigError, Flush, Granule, MapError, PageTabl
 use spin::Mutex;
 use thiserror::Error;
 
-use crate::{AddressSpace, Domain, Prot};
+use crate::{AddressSpace, Domain, FaultReport, Prot};
 
 /// What an address space shall be like.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -140,7 +140,7 @@ pub struct Process<M: DmaMemory + Clone + 'static> {
 
 /// Passes unmappings on to every domain that uses the table. Leaves are gathered, tables wait.
 struct Notify<'a> {
-    domains: &'a [Arc<Domain>],
+    users: &'a Mutex<Users>,
     guard: &'a TableGuard,
     gathered: Option<(u64, u64)>,
     result: Result<(), IommuError>,
@@ -148,7 +148,10 @@ struct Notify<'a> {
 
 impl Notify<'_> {
     fn send(&mut self, start: u64, end: u64) {
-        for domain in self.domains {
+        // Only now that the pages are gone from the tables: a domain that joins later has never seen them. And without a
+        // lock: waiting for the hardware may let handlers run that need it.
+        let domains = self.users.lock().domains.clone();
+        for domain in domains {
             if let Err(error) = domain.ops.invalidate(Iova(start), end - start) {
                 self.guard.keep();
                 self.result = self.result.and(Err(error));
@@ -311,9 +314,7 @@ impl<M: DmaMemory + Clone + 'static> Process<M> {
             area.leaving = true;
             area.len
         };
-        // Without a lock: waiting for the hardware may let handlers run that need it.
-        let domains = self.users.lock().domains.clone();
-        let mut notify = Notify { domains: &domains, guard: &self.guard, gathered: None, result: Ok(()) };
+        let mut notify = Notify { users: &self.users, guard: &self.guard, gathered: None, result: Ok(()) };
         let unmapped = table.unmap(va, len, &mut notify);
         let flushed = notify.finish();
         let area = self.areas.lock().remove(&va.get());
@@ -418,7 +419,8 @@ impl<M: DmaMemory + Clone + 'static> Process<M> {
         let domains = {
             let mut users = self.users.lock();
             users.exited = true;
-            core::mem::take(&mut users.domains)
+            // They stay in the list until they have stopped: an munmap meanwhile has to tell them.
+            users.domains.clone()
         };
         let mut result = Ok(());
         for domain in &domains {
@@ -427,6 +429,8 @@ impl<M: DmaMemory + Clone + 'static> Process<M> {
                 result = Err(error.into());
             }
         }
+        let stopped = core::mem::take(&mut self.users.lock().domains);
+        drop((domains, stopped));
         let table = self.table.lock().take();
         drop(table);
         let areas = core::mem::take(&mut *self.areas.lock());
@@ -468,6 +472,23 @@ impl<M: DmaMemory + Clone + 'static> AddressSpace for Process<M> {
         };
         // A page that is there already is the answer, too: the device has faulted before it came.
         allowed && self.fault_in(va).is_ok()
+    }
+
+    fn resolve(&self, fault: &FaultReport) -> bool {
+        // What its page does not allow, no page will.
+        let allowed = {
+            let areas = self.areas.lock();
+            areas.range(..=fault.iova.get()).next_back().is_some_and(|(_, area)| {
+                let prot = area.prot;
+                let executable = match fault.privileged {
+                    false => prot.execute,
+                    // What user mode may write is not fetched with privilege.
+                    true => prot.execute && (prot.is_privileged() || !prot.write),
+                };
+                (fault.privileged || !prot.is_privileged()) && (executable || !fault.instruction)
+            })
+        };
+        allowed && self.page_fault(fault.iova, fault.access)
     }
 
     fn leave(&self, domain: &Arc<Domain>) {

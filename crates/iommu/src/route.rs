@@ -5,7 +5,7 @@ use alloc::string::String;
 use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
 
-use portcullis_drivers::fault::{FaultHandler, FaultReport, FaultResponse};
+use portcullis_drivers::fault::{FaultHandler, FaultReason, FaultReport, FaultResponse};
 
 use crate::AddressSpace;
 use crate::manager::{DeviceId, Inner, InstanceId};
@@ -57,6 +57,12 @@ impl RoutedLog {
     }
 }
 
+/// Whether a page can be what is missing.
+fn may_pass(report: &FaultReport) -> bool {
+    use FaultReason::{AccessFlag, Permission, Translation};
+    matches!(report.reason, Translation | AccessFlag | Permission) && report.stage != Some(2)
+}
+
 /// The fault handler that the core gives to each IOMMU.
 pub(crate) struct Router {
     pub core: Weak<Inner>,
@@ -71,7 +77,7 @@ impl FaultHandler for Router {
         let response = match (handler, space) {
             (Some(handler), _) => handler.fault(report),
             // Only what waits can be helped.
-            (None, Some(space)) if report.stalled && space.page_fault(report.iova, report.access) => {
+            (None, Some(space)) if report.stalled && may_pass(report) && space.resolve(report) => {
                 FaultResponse::Resolved
             }
             _ => FaultResponse::Terminate,

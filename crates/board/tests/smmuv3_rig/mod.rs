@@ -14,7 +14,9 @@ use std::time::{Duration, Instant};
 
 use portcullis_arch::{Attributes, Iova, Pa, StreamId, SubstreamId};
 use portcullis_board::sim::{Memory as BoardMemory, Pool};
-use portcullis_bus::{BusError, DmaError, DmaPort as _, Initiator, InterruptSink, Memory, SystemMemory, View};
+use portcullis_bus::{
+    BusError, DmaError, DmaPort as _, Initiator, InterruptSink, Memory, SystemMemory, View,
+};
 use portcullis_drivers::ops::{MasterOptions, StreamMatch};
 use portcullis_drivers::smmuv3::{self, Domain, Options, Parts};
 use portcullis_hal::{Block, DmaMemory};

@@ -302,7 +302,7 @@ fn contended<R: Rig>(rig: &R, threads: usize, churn: bool) -> Churn {
                 rig.forget(Forget::Pages(moving, 1));
                 moved.store(n, Ordering::Release);
                 // 10 000 a second, ten at a time, without keeping a core busy in between.
-                if n % 10 == 0 {
+                if n.is_multiple_of(10) {
                     let next = start + Duration::from_micros(100 * n);
                     std::thread::sleep(next.saturating_duration_since(Instant::now()));
                 }

@@ -106,7 +106,7 @@ impl<P: Platform> Domain<P> {
             if !shared.features.nested() {
                 return Err(Error::MissingStage { kind, what: "nested translation" });
             }
-            parent.nested_on_top.fetch_add(1, Ordering::AcqRel);
+            parent.nested_on_top.fetch_add(1, Ordering::SeqCst);
         }
         let number = shared.domain_numbers.fetch_add(1, Ordering::Relaxed).wrapping_add(1);
         let below = parent.as_ref().map(|parent| parent.link.clone());
@@ -237,8 +237,8 @@ impl<P: Platform> Domain<P> {
 
     fn gather(&self) -> Result<Gather<'_, P>, Error> {
         let tag = self.tag.ok_or(Error::NoContext { kind: self.kind() })?;
-        let combined = self.nested_on_top.load(Ordering::Acquire) > 0;
-        Ok(Gather::new(&self.shared, &self.link, tag, self.granule_bytes(), combined, &self.guard))
+        let granule = self.granule_bytes();
+        Ok(Gather::new(&self.shared, &self.link, tag, granule, &self.nested_on_top, &self.guard))
     }
 
     /// Maps `[iova, iova + len)` to `[pa, pa + len)`; all or nothing. In a nested domain `pa` is an IPA of the parent, in

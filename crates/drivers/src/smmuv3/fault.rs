@@ -70,6 +70,17 @@ pub enum Source {
     PageRequests,
 }
 
+/// Which transactions of a stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Whose {
+    /// All.
+    All,
+    /// Those without a substream.
+    Main,
+    /// Those of one substream.
+    Substream(SubstreamId),
+}
+
 /// How much may wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
@@ -342,15 +353,14 @@ impl FaultRouter {
         }
     }
 
-    /// Answers everything that waits for a stream, or for one substream of it, with a refusal: before it is taken from
-    /// its owner. What comes later finds no handler.
-    pub fn refuse(
-        &self,
-        answers: &impl Answers,
-        stream: StreamId,
-        substream: Option<SubstreamId>,
-    ) -> Result<(), Error> {
-        let whose = |candidate: Option<u32>| substream.is_none_or(|s| candidate == Some(s.get()));
+    /// Answers everything that waits for a stream, or for a part of it, with a refusal: before it is taken from its
+    /// owner. What comes later finds no handler.
+    pub fn refuse(&self, answers: &impl Answers, stream: StreamId, whose: Whose) -> Result<(), Error> {
+        let whose = |candidate: Option<u32>| match whose {
+            Whose::All => true,
+            Whose::Main => candidate.is_none(),
+            Whose::Substream(substream) => candidate == Some(substream.get()),
+        };
         let (stalls, groups): (Vec<_>, Vec<_>) = {
             let mut waiting = self.waiting.lock();
             waiting.groups.retain(|&(s, sub, _), group| group.deferred || s != stream.get() || !whose(sub));

@@ -1,6 +1,7 @@
 //! What a change of a domain's tables makes the SMMU and the devices forget: [`Gather`].
 
 use alloc::sync::Arc;
+use core::sync::atomic::{AtomicU32, Ordering, fence};
 
 use portcullis_arch::smmuv3::Command;
 use portcullis_arch::{Asid, Vmid};
@@ -55,8 +56,10 @@ pub struct Gather<'a, P: Platform> {
     link: &'a Link,
     tag: Tag,
     granule: u64,
-    /// Stage 2 with a stage 1 on top: combined entries do not know their IPA and have to go by VMID.
-    combined: bool,
+    /// How many stages 1 there are on top of this stage 2: their combined entries do not know their IPA and have to go by
+    /// VMID. Looked at only after the tables have changed, so that one that comes meanwhile is either counted or has
+    /// never seen what goes.
+    on_top: &'a AtomicU32,
     guard: &'a TableGuard,
     batch: Option<Batch<'a, Arc<P>>>,
     issued: u64,
@@ -75,7 +78,7 @@ impl<'a, P: Platform> Gather<'a, P> {
         link: &'a Link,
         tag: Tag,
         granule: u64,
-        combined: bool,
+        on_top: &'a AtomicU32,
         guard: &'a TableGuard,
     ) -> Self {
         Self {
@@ -83,7 +86,7 @@ impl<'a, P: Platform> Gather<'a, P> {
             link,
             tag,
             granule,
-            combined,
+            on_top,
             guard,
             batch: None,
             issued: 0,
@@ -137,12 +140,14 @@ impl<'a, P: Platform> Gather<'a, P> {
         if !self.shared.is_enabled() {
             return Ok(());
         }
+        // The tables were changed before anybody is looked for who may have used them.
+        fence(Ordering::SeqCst);
         let batch = self.batch.get_or_insert_with(|| self.shared.queue.batch());
         if self.everything {
             batch.push(self.tag.all());
             return batch.submit_sync();
         }
-        if let (true, Tag::Stage2(vmid)) = (self.combined, self.tag) {
+        if let (true, Tag::Stage2(vmid)) = (self.on_top.load(Ordering::SeqCst) > 0, self.tag) {
             batch.push(Tag::Guest(vmid).all());
         }
         batch.submit_sync()

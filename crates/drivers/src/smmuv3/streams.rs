@@ -16,7 +16,7 @@ use super::cdtab::CdTable;
 use super::cmdq::commands::{atc_inv_all, cfgi_cd, cfgi_ste, stall_term};
 use super::domain::Domain;
 use super::entry::{Entry, update};
-use super::fault::Answers;
+use super::fault::{Answers, Whose};
 use super::link::{Attachment, Link, atc_scope};
 use super::ste::{CdPointer, StreamFacts};
 use super::strtab::{StreamTable, abort_ste};
@@ -400,11 +400,11 @@ impl<P: Platform> Shared<P> {
         self.leave(config, stream, before)?;
         self.clear_cd(config, stream, SubstreamId(0))?;
         let known = config.stream(stream)?;
-        if !known.substreams.is_empty() {
-            return Ok(());
-        }
         // Nobody is left to answer what waits, or to be asked about what has been recorded already.
-        self.router.refuse(self, stream, None)?;
+        if !known.substreams.is_empty() {
+            return self.router.refuse(self, stream, Whose::Main);
+        }
+        self.router.refuse(self, stream, Whose::All)?;
         if known.options.can_stall {
             self.queue(&[stall_term(stream)])?;
         }
@@ -476,7 +476,7 @@ impl<P: Platform> Shared<P> {
         if let Some(before) = before {
             before.remove(stream, Some(substream));
         }
-        self.router.refuse(self, stream, Some(substream))?;
+        self.router.refuse(self, stream, Whose::Substream(substream))?;
         let known = config.stream(stream)?;
         if known.substreams.is_empty() && !uses_cd0(known.main_kind()) {
             self.write_main(config, stream)?;

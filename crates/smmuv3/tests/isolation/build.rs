@@ -172,7 +172,15 @@ impl Builder<'_> {
 
     /// Puts a leaf of `level` for `input`; tables get `upper` bits now and then. Addresses in descriptors are above those
     /// in memory by `delta`. Returns where the leaf is, unless a larger one is in the way.
-    pub fn map(&mut self, s: &Shape, root: u64, input: u64, level: i32, leaf: u64, delta: u64) -> Option<u64> {
+    pub fn map(
+        &mut self,
+        s: &Shape,
+        root: u64,
+        input: u64,
+        level: i32,
+        leaf: u64,
+        delta: u64,
+    ) -> Option<u64> {
         let mut table = root;
         for l in s.start..=3 {
             let mask = if l == s.start { u64::MAX } else { (1 << (s.granule - 3)) - 1 };
@@ -327,7 +335,8 @@ impl Builder<'_> {
                 };
                 let walk = self.rng.below(64);
                 cd[0] |= (tsz | tg << 6 | walk << 8) << (16 * half);
-                cd[1 + half as usize] = root + delta | u64::from(self.rng.one_in(3)) << 1 | u64::from(self.rng.one_in(6)) << 2;
+                cd[1 + half as usize] =
+                    root + delta | u64::from(self.rng.one_in(3)) << 1 | u64::from(self.rng.one_in(6)) << 2;
                 // Leaves for a few addresses.
                 let high = if aa64 { u64::MAX << shape.bits } else { (1u64 << 32) - (1u64 << shape.bits) };
                 for _ in 0..6 {

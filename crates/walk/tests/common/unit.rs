@@ -21,7 +21,16 @@ pub fn key(stage: TlbStage, asid: u16) -> ContextKey {
 
 pub fn context(key: ContextKey, stages: Nested) -> Context {
     let incoming = Attributes::DEVICE_DEFAULT;
-    Context { key, token: 0, va_mask: (1 << 49) - 1, stages, incoming, after: None, cacheable: true, keeps_hints: false }
+    Context {
+        key,
+        token: 0,
+        va_mask: (1 << 49) - 1,
+        stages,
+        incoming,
+        after: None,
+        cacheable: true,
+        keeps_hints: false,
+    }
 }
 
 #[derive(Clone)]

@@ -291,9 +291,9 @@ fn refusing_a_stream_answers_everything_that_waits_for_it() {
         router.page(&sent, &owners, &page(stream, Some(4), 3, true)).unwrap();
         router.page(&sent, &owners, &page(stream, Some(2), 4, false)).unwrap();
     }
-    router.refuse(&sent, StreamId(6), Some(SubstreamId(2))).unwrap();
+    router.refuse(&sent, StreamId(6), Whose::Substream(SubstreamId(2))).unwrap();
     assert_eq!(sent.take(), [pri_resp(StreamId(6), Some(SubstreamId(2)), 3, PageResponse::Invalid)]);
-    router.refuse(&sent, StreamId(5), None).unwrap();
+    router.refuse(&sent, StreamId(5), Whose::All).unwrap();
     let expected = [
         resume(StreamId(5), 1, StallAnswer::Abort),
         pri_resp(StreamId(5), Some(SubstreamId(2)), 3, PageResponse::Invalid),
