@@ -329,6 +329,14 @@ impl Attributes {
     pub const fn with_instruction(self, instruction: bool) -> Self {
         self.field(14, 1, instruction as u32)
     }
+    /// The attributes of one access: a write is never an instruction fetch.
+    #[inline]
+    pub const fn of(self, access: Access) -> Self {
+        match access {
+            Access::Read => self,
+            Access::Write => self.with_instruction(false),
+        }
+    }
     /// Device memory, and Normal memory that is non-cacheable inside and out, is always outer shareable and
     /// carries no allocation hints (IHI 0062D attribute combining; DDI 0487 D8.6).
     pub const fn consistent(self) -> Self {

@@ -6,17 +6,15 @@ mod smmuv3_rig;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
-use portcullis_arch::smmuv3::Command;
-use portcullis_arch::{Iova, Pa, StreamId, SubstreamId};
-use portcullis_bus::{DmaFault, DmaPort as _, Initiator, PageResponse, StallState, StallTag};
+use portcullis_arch::{Iova, StreamId, SubstreamId};
+use portcullis_bus::{DmaFault, DmaPort as _, Initiator, StallState, StallTag};
 use portcullis_drivers::fault::{FaultDetail, FaultReport, FaultResponse};
 use portcullis_drivers::ops::{DomainOptions, FaultModel, MasterOptions, Paging, StreamMatch};
 use portcullis_drivers::smmuv3::fault::Source;
 use portcullis_drivers::smmuv3::{DomainConfig, Options};
 use portcullis_engines::{AtcConfig, AtcPort, AtcShared};
 use portcullis_iommu::{
-    BindOptions, DefaultDomain, DeviceId, DomainSpec, FwSpec, InstanceId, IommuCore, Process, ProcessConfig,
-    Prot,
+    BindOptions, DefaultDomain, DeviceId, FwSpec, InstanceId, IommuCore, Process, ProcessConfig, Prot,
 };
 use portcullis_smmuv3::Port;
 use smmuv3_rig::{
@@ -261,6 +259,41 @@ fn whatever_ends_the_use_of_a_domain_ends_what_is_stalled_in_it() {
     }
 }
 
+#[test]
+fn a_loss_of_power_ends_stalls_and_nothing_else() {
+    let rig = Rig::new(caps());
+    let driver = rig.driver();
+    let (reports, handler) = deferring();
+    let domain = stalling_domain(&driver, handler);
+    let master = driver.add_master(&exact(1), stalling()).unwrap();
+    driver.attach(&master, &domain).unwrap();
+    map(&domain, IN, RAM, 0x1000);
+    for power in [true, false, true] {
+        let mut device = stall(&rig, from(1), IN + 0x5000);
+        driver.handle_irq();
+        let report = reports.lock().unwrap().pop().unwrap();
+        assert_eq!(driver.waiting().0, 1);
+        if power {
+            rig.model().reset();
+        } else {
+            assert!(driver.shutdown().unwrap());
+            assert!(write64(&mut device.port, from(1), IN, 1).is_err());
+        }
+        driver.resume().unwrap();
+        assert_eq!(device.port.stall_state(device.tag), StallState::Terminated { abort: true });
+        assert_eq!(driver.waiting(), (0, 0));
+        // A late answer is for nobody, and above all not for the next stall.
+        let again = stall(&rig, from(1), IN + 0x6000);
+        let _it_may_be_an_error = driver.answer(&report, FaultResponse::Terminate);
+        driver.handle_irq();
+        let report = reports.lock().unwrap().pop().unwrap();
+        resolve(&driver, &domain, &report, again);
+        assert_eq!(domain.unmap(Iova(IN + 0x6000), 0x1000), Ok(0x1000));
+        let mut port = rig.port();
+        assert_eq!(write64(&mut port, from(1), IN, 2), Ok(()));
+    }
+}
+
 /// The core over the driver, with devices that have ATS and page requests.
 struct Core {
     rig: Rig,
@@ -367,7 +400,7 @@ fn processes_page_on_demand_and_exit_with_requests_outstanding() {
         for _ in 0..60 {
             let d = random.below(2) as usize;
             let (process, va, ids) = &processes[random.below(4) as usize];
-            let at = va + random.below(0x4_0000) & !7;
+            let at = (va + random.below(0x4_0000)) & !7;
             let value = random.next();
             assert_eq!(devices[d].write_at_last(&core, ids[d], at, value), Ok(()));
             let mut read = [0; 8];
@@ -415,6 +448,29 @@ fn processes_page_on_demand_and_exit_with_requests_outstanding() {
             core.core.unbind_substream(device.id, id).unwrap();
         }
     }
+}
+
+#[test]
+fn a_device_that_is_bound_while_the_process_unmaps_does_not_keep_the_page() {
+    let core = Arc::new(core(Rig::options()));
+    let device = core.device(1);
+    let process = core.process();
+    let va = process.mmap(0x1000, rw()).unwrap();
+    let warm = Arc::new(Mutex::new((core.rig.port(), None)));
+    let (keep, owner, space, id) = (warm.clone(), core.clone(), process.clone(), device.id);
+    core.rig.before.set(move || {
+        let (port, bound) = &mut *keep.lock().unwrap();
+        if bound.is_none() {
+            let options = BindOptions::default();
+            let (substream, _) = owner.core.bind_substream(id, space.clone(), options).unwrap();
+            read64(port, from_substream(1, substream.get()), va.get()).unwrap();
+            *bound = Some(substream);
+        }
+    });
+    process.munmap(va).unwrap();
+    core.rig.before.clear();
+    let (port, bound) = &mut *warm.lock().unwrap();
+    assert!(read64(port, from_substream(1, bound.unwrap().get()), va.get()).is_err());
 }
 
 #[test]
@@ -494,5 +550,4 @@ fn a_refused_access_in_a_process_is_not_retried_for_ever() {
         };
         assert_eq!(ended, fine, "{what}");
     }
-    let _ = (Command::default(), PageResponse::Success, DomainSpec::Blocked, Pa(0));
 }

@@ -7,8 +7,7 @@ use common::{path, run};
 fn decoded(log: &str, extra: &[&str]) -> common::Ran {
     let file = path(&format!("decode-{}.log", log.len()));
     std::fs::write(&file, log).unwrap();
-    let ran = run(&[&["decode", file.as_str()], extra].concat());
-    ran
+    run(&[&["decode", file.as_str()], extra].concat())
 }
 
 #[test]

@@ -218,14 +218,8 @@ mod tests {
     fn a_transfer_sets_low_halves_before_high_ones_and_rings_last() {
         let (mmio, device) = device();
         device.start(Iova(0x8_7000_2000), Iova(0x7000_0000), 0x1000).unwrap();
-        let expected = [
-            (0x00, 0x7000_0000),
-            (0x128, 0),
-            (0x08, 0x7000_2000),
-            (0x12c, 8),
-            (0x10, 0x1000),
-            (0x18, 1),
-        ];
+        let expected =
+            [(0x00, 0x7000_0000), (0x128, 0), (0x08, 0x7000_2000), (0x12c, 8), (0x10, 0x1000), (0x18, 1)];
         assert_eq!(mmio.take_writes(), expected);
     }
 

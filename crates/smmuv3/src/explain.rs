@@ -145,7 +145,7 @@ impl<M: Memory> SmmuV3<M> {
                     let record = event::out_of_range(&Client::new(&from, va.get(), access, attrs));
                     event(Judged { record, recorded: true, ending: Ending::Abort, merge: false }, None)
                 } else {
-                    Outcome::Bypass { reason, pa: Pa(va.get()), attrs }
+                    Outcome::Bypass { reason, pa: Pa(va.get()), attrs: attrs.of(access) }
                 }
             }
             Decision::Fault(fault) => {
@@ -161,7 +161,7 @@ impl<M: Memory> SmmuV3<M> {
                     Ok(walked) => Outcome::Translated {
                         walked,
                         incoming: context.incoming,
-                        outgoing: context.outgoing(walked.attrs),
+                        outgoing: context.outgoing(walked.attrs).of(access),
                     },
                     Err(fault) => {
                         let client = Client::new(&from, va.get(), access, context.incoming);

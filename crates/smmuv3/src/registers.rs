@@ -392,9 +392,12 @@ pub(crate) fn write(caps: &Caps, regs: &mut Regs, p: Place, value: u64) -> Effec
             q.base = value & Queue::BASE;
             let mask = q.mask(shapes.eventq) | OVERFLOW;
             (q.prod, q.cons) = (q.prod & mask, q.cons & mask);
+            i.last_event = None;
         }
         Reg::EventqProd if !enabled.eventqen() => {
             i.eventq.prod = word & (i.eventq.mask(shapes.eventq) | OVERFLOW);
+            // What lies before that is not what was written last.
+            i.last_event = None;
         }
         Reg::EventqCons => i.eventq.cons = word & (i.eventq.mask(shapes.eventq) | OVERFLOW),
         Reg::PriqBase if !enabled.priqen() => {

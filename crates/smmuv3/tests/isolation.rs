@@ -14,7 +14,7 @@ use std::collections::BTreeMap;
 
 use portcullis_arch::attrs::{MemoryType, Shareability};
 use portcullis_arch::{Access, Attributes, Iova, Pa, StreamId, SubstreamId};
-use portcullis_bus::{Initiator, Memory};
+use portcullis_bus::{Initiator, Memory, Mmio};
 use portcullis_smmuv3::{Caps, Httu, Port, StallModel, TableEndian};
 use portcullis_walk::FaultOutcome;
 use random::Rng;
@@ -152,7 +152,7 @@ fn run_against_the_sheet(caps: &Caps, seed: u64, rounds: usize) -> BTreeMap<Stri
         } else {
             (random::STRTAB, 3)
         };
-        let cr2 = rng.below(4) as u32 | 2 * u32::from(!rng.one_in(4));
+        let cr2 = rng.below(4) as u32 | u32::from(!rng.one_in(4)) << 1;
         m.start(strtab, cfg, cr2);
         let sheet = Sheet {
             caps: caps.clone(),
@@ -329,4 +329,31 @@ fn a_million_outcomes_are_as_a_second_reading_says() {
             run_deep(&caps, 7000 + seed, 20, &mut BTreeMap::new());
         }
     }
+}
+
+/// STE.MEV: an event is merged with the one before it only while that is still in the queue that software reads.
+#[test]
+fn events_are_not_merged_with_those_of_an_earlier_queue() {
+    let m = Machine::new(Caps { secure: None, ..Caps::full() }, random::CMDQ, random::EVENTQ);
+    // Stage 2 without tables, S2R, MEV.
+    let two = 1 | 16 << 32 | 2 << 38 | 5 << 48 | 1 << 51 | 1 << 58;
+    m.store(random::STRTAB, &[1 | 6 << 1, 1 << 19, two, random::TABLES, 0, 0, 0, 0]);
+    m.start(random::STRTAB, 3, 2);
+    let mut p = m.port();
+    let mut fault = |va| p.translate(&Initiator::new(StreamId(0)), Iova(va), Access::Read).unwrap_err();
+    fault(0x1000);
+    fault(0x1008);
+    assert_eq!(m.r(0x1_00a8), 1, "the same page: merged");
+    fault(0x2000);
+    assert_eq!(m.r(0x1_00a8), 2);
+    // A new queue whose last record, from before, happens to have the index of the one written last.
+    m.w.write32(0x20, 0x9).unwrap();
+    m.w.write32(0x1_00a8, 2).unwrap();
+    m.w.write32(0x1_00ac, 1).unwrap();
+    m.w.write32(0x20, 0xd).unwrap();
+    fault(0x2000);
+    assert_eq!(m.r(0x1_00a8), 3);
+    m.events();
+    fault(0x2000);
+    assert_eq!(m.events().len(), 1, "consumed ones are gone");
 }

@@ -131,3 +131,42 @@ fn uwxn_stops_privileged_fetches_alone() {
     };
     assert_eq!((wants(false), wants(true)), (true, false));
 }
+
+#[test]
+fn a_write_leaves_as_data() {
+    let mut r = Rig::started(caps());
+    let root = r.stage1(1, A | R);
+    r.map(root, 0x1000, DATA | RW & !(1 << 54));
+    // INSTCFG 3, also for the stream that passes untranslated.
+    r.store(STRTAB + 64 + 8, &[1 << 2 | 1 << 4 | 3 << 6 | 3 << 50 | 1 << 44]);
+    r.ste(2, [1 | 4 << 1, 3 << 50 | 1 << 44, 0, 0, 0, 0, 0, 0]);
+    let mut p = r.port();
+    for (sid, va) in [(1, 0x1000), (2, DATA)] {
+        for _ in 0..2 {
+            for (access, fetch) in [(Access::Read, true), (Access::Write, false)] {
+                let t = p.translate(&from(sid), Iova(va), access).unwrap();
+                assert_eq!(t.attrs.instruction(), fetch, "stream {sid} {access}");
+            }
+        }
+    }
+}
+
+/// Secure streams: what is reached through a non-secure table is non-secure, whatever its descriptor says and whether or
+/// not hierarchical permissions are disabled.
+#[test]
+fn a_non_secure_table_leads_to_non_secure_memory() {
+    let secure = from(3).with_attrs(Attributes::DEVICE_DEFAULT.with_non_secure(false));
+    for (nscfg, ns_table, ns, had) in (0..16).map(|n: u64| (n & 1, n >> 1 & 1, n >> 2 & 1, n >> 3)) {
+        let mut r = Rig::started(secure_caps());
+        r.start_secure();
+        let root = r.table();
+        let mut words = cd(root, A | R);
+        words[1] |= nscfg | had << 1;
+        r.cd(3, words);
+        r.store(S_STRTAB + 64 * 3, &[1 | 5 << 1 | (CDS + 192), 1 << 2 | 1 << 4 | 3 << 6, 0, 0, 0, 0, 0, 0]);
+        r.map(root, 0x1000, DATA | RW | ns << 5);
+        r.store(root, &[r.load(root) | ns_table << 63]);
+        let t = r.port().translate(&secure, Iova(0x1000), Access::Read).unwrap();
+        assert_eq!(t.attrs.non_secure(), nscfg | ns_table | ns != 0, "{nscfg} {ns_table} {ns} {had}");
+    }
+}

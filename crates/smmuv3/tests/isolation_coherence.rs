@@ -47,7 +47,6 @@ struct User {
     sid: u32,
     ssid: Option<u32>,
     stage1: Option<usize>,
-    stage2: Option<usize>,
 }
 
 struct World {
@@ -150,8 +149,17 @@ impl World {
         let e2h = rng.one_in(2);
         let m = Machine::new(caps, CMDQ, EVENTQ);
         let spaces = Vec::new();
-        let mut w =
-            Self { m, rng, next: TABLES, spaces, users: Vec::new(), e2h, vmw: 0, commands: BTreeMap::new(), runs: BTreeSet::new() };
+        let mut w = Self {
+            m,
+            rng,
+            next: TABLES,
+            spaces,
+            users: Vec::new(),
+            e2h,
+            vmw: 0,
+            commands: BTreeMap::new(),
+            runs: BTreeSet::new(),
+        };
         let flags = if httu { 3 << 42 } else { 0 };
         let s2flags = if httu { 3 << 55 } else { 0 };
         let top = 0xffff_0000_0000_0000u64;
@@ -206,17 +214,17 @@ impl World {
         // 16 CDs from CDS on, of which this one uses two by substream.
         ste(6, 1 | 5 << 1 | CDS | 4 << 59, one, [1, 0]);
         ste(7, 1 | 6 << 1, 0, s2(3, roots[1]));
-        let user = |sid, ssid, stage1, stage2| User { sid, ssid, stage1, stage2 };
+        let user = |sid, ssid, stage1| User { sid, ssid, stage1 };
         w.users = vec![
-            user(0, None, None, Some(0)),
-            user(1, None, Some(2), None),
-            user(2, None, Some(3), None),
-            user(3, None, Some(4), Some(1)),
-            user(4, None, Some(5), Some(1)),
-            user(5, None, Some(6), None),
-            user(6, Some(7), Some(7), None),
-            user(6, Some(8), Some(8), None),
-            user(7, None, None, Some(1)),
+            user(0, None, None),
+            user(1, None, Some(2)),
+            user(2, None, Some(3)),
+            user(3, None, Some(4)),
+            user(4, None, Some(5)),
+            user(5, None, Some(6)),
+            user(6, Some(7), Some(7)),
+            user(6, Some(8), Some(8)),
+            user(7, None, None),
         ];
         for n in 0..w.spaces.len() {
             for page in 0..PAGES {
@@ -422,10 +430,11 @@ impl World {
             }
             // An STE goes and comes back.
             10 => {
-                let sid = self.rng.below(8);
+                let broken = (0..8).find(|sid| self.m.load(STRTAB + 64 * sid) & 1 == 0);
+                let sid = broken.unwrap_or(self.rng.below(8));
                 let at = STRTAB + 64 * sid;
                 let zero = self.m.load(at);
-                self.m.store(at, &[if zero & 0xe == 0 { zero | 5 << 1 } else { zero ^ 1 }]);
+                self.m.store(at, &[zero ^ 1]);
                 let range = self.rng.below(4);
                 match self.rng.below(3) {
                     0 => self.command([0x03 | sid << 32, 1]),
@@ -458,8 +467,7 @@ impl World {
         let attrs = Attributes::DEVICE_DEFAULT
             .with_privileged(self.rng.one_in(3))
             .with_instruction(self.rng.one_in(4));
-        let from =
-            Initiator { stream: StreamId(u.sid), substream: u.ssid.map(SubstreamId), attrs };
+        let from = Initiator { stream: StreamId(u.sid), substream: u.ssid.map(SubstreamId), attrs };
         let access = if self.rng.one_in(2) { Access::Read } else { Access::Write };
         let a = old.translate(&from, Iova(va), access);
         let first = self.m.events();

@@ -176,7 +176,8 @@ impl World {
     fn tidy(&mut self, n: u64) {
         let flags = self.rng.next() & (7 << 44 | 3 << 42);
         for cd in 0..16 {
-            let zero = 16 | 1 << 8 | 1 << 10 | 3 << 12 | 1 << 30 | 1 << 31 | 5 << 32 | 1 << 41 | 1 << 48 | flags;
+            let zero =
+                16 | 1 << 8 | 1 << 10 | 3 << 12 | 1 << 30 | 1 << 31 | 5 << 32 | 1 << 41 | 1 << 48 | flags;
             self.m.store(home(n) + 64 * cd, &[zero, IPA + 0x1000, 0, 0xff, 0, 0, 0, 0]);
         }
         for level in 1..4 {
@@ -194,13 +195,13 @@ impl World {
         let r = &mut self.rng;
         let anywhere = match r.below(6) {
             0 => r.next() & 0xffff_ffff_f000,
-            1 => RAM + r.below(SIZE) & !0xfff,
+            1 => (RAM + r.below(SIZE)) & !0xfff,
             _ => IPA + (r.below(32) << 12),
         };
         let (at, value) = match r.below(8) {
             0 => {
                 let words = [
-                    16 + r.below(24)
+                    (16 + r.below(24))
                         | r.below(4) << 6
                         | 1 << 8
                         | 1 << 10
@@ -228,7 +229,7 @@ impl World {
             4..6 => {
                 (r.below(32 * 512) * 8, anywhere | 3 | r.next() & 0x0078_0000_0000_07fc | 1 << 10 | 1 << 6)
             }
-            _ => (r.below(8) << 12 | r.below(8) * 8, anywhere | 3),
+            _ => (r.below(8) << 12 | r.below(8) << 3, anywhere | 3),
         };
         self.m.store(home(n) + at, &[value]);
     }

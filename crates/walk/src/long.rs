@@ -195,7 +195,7 @@ impl Lookup<'_> {
                     table = out & table_mask;
                     recorder.step(self.step(level, address, value, Rule::Table { next: table }));
                     tables |= value;
-                    if self.secure && !region.flat_attributes && value & bits::NS_TABLE != 0 {
+                    if self.secure && value & bits::NS_TABLE != 0 {
                         walk_attrs = walk_attrs.with_non_secure(true);
                     }
                     level += 1;
@@ -231,7 +231,7 @@ impl Lookup<'_> {
                         return Err(self.fault(FaultKind::AccessFlag, level));
                     }
                 }
-                let tables = if region.flat_attributes { 0 } else { tables };
+                let tables = if region.flat_attributes { tables & bits::NS_TABLE } else { tables };
                 let mut size_log2 = shift as u8;
                 let mut output = out & !((1 << shift) - 1);
                 // The pages of a run whose dirty state hardware keeps are told apart, and no run is defined for
@@ -321,7 +321,8 @@ pub(crate) fn stage1<M: Memory, R: Recorder, T: Tables<M, R>>(
     };
     let found = lookup.run(memory, recorder, tables)?;
     let value = found.spot.value;
-    let ns_table = secure && found.tables & bits::NS_TABLE != 0;
+    // What non-secure memory says leads to non-secure memory.
+    let ns_table = secure && (found.tables & bits::NS_TABLE != 0 || region.walk_attrs.non_secure());
     let mair = (s1.mair >> (8 * (value >> bits::ATTR_INDEX_SHIFT & 7))) as u8;
     let ns = !secure || ns_table || value & bits::NS != 0;
     let shareability = s1.sh_override[half].unwrap_or(shareability_of(value));
@@ -385,18 +386,24 @@ fn stage1_perms(s1: &Stage1, leaf: u64, tables: u64, clean: bool) -> Perms {
 /// where the inner ones do not keep it).
 pub(crate) fn mair_attributes(byte: u8) -> Attributes {
     const NON_CACHEABLE: u8 = 0b0100;
+    const TRANSIENT: u8 = 3;
     let hint = |set: bool| if set { Allocate::Yes } else { Allocate::No };
     let attrs = Attributes::from_bits(0).with_memory(MemoryType::from_mair(byte));
     if !attrs.memory().is_cacheable() {
         return attrs;
     }
     let hints = match byte & 0xf {
-        // UNPREDICTABLE for a CPU; an SMMU takes it as write-through with both hints set.
-        0 => 0b11,
+        // UNPREDICTABLE for a CPU; an SMMU takes it as write-through transient with both hints set.
+        0 => 0b0011,
         NON_CACHEABLE => byte >> 4,
         inner => inner,
     };
-    attrs.with_read_allocate(hint(hints & 2 != 0)).with_write_allocate(hint(hints & 1 != 0))
+    // 00RW and 01RW are transient. What never allocates is not.
+    let transient = if hints & 8 == 0 && hints & 3 != 0 { TRANSIENT } else { 0 };
+    attrs
+        .with_read_allocate(hint(hints & 2 != 0))
+        .with_write_allocate(hint(hints & 1 != 0))
+        .with_transient(transient)
 }
 
 /// Walks stage 2 for `ipa`.

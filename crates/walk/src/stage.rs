@@ -35,7 +35,7 @@ pub struct Region {
     pub input_bits: u8,
     /// Attributes of the walker's own accesses (cacheability, shareability, security).
     pub walk_attrs: Attributes,
-    /// Ignore APTable, XNTable, PXNTable and NSTable.
+    /// Ignore APTable, XNTable and PXNTable (NSTable always counts).
     pub flat_attributes: bool,
     /// Where descriptors keep the address.
     pub address: AddressFormat,

@@ -203,7 +203,8 @@ struct Hot {
     need: [u8; 2],
     /// The outgoing attributes are the tables' with `overlay`; otherwise they take a computation.
     simple: bool,
-    overlay: u32,
+    /// Of reads and writes.
+    overlay: [u32; 2],
     sizes: Sizes,
 }
 
@@ -267,10 +268,10 @@ pub struct Tbu<T: Tcu, M> {
 
 /// The outgoing attributes where they are more than the tables' with an overlay.
 #[inline(never)]
-fn outgoing_of(slot: &Slot, tables: Attributes) -> Attributes {
+fn outgoing_of(slot: &Slot, tables: Attributes, access: Access) -> Attributes {
     match &slot.config {
-        Config::Translate(c) => c.context.outgoing(tables),
-        Config::Bypass { attrs, .. } => *attrs,
+        Config::Translate(c) => c.context.outgoing(tables).of(access),
+        Config::Bypass { attrs, .. } => attrs.of(access),
     }
 }
 
@@ -485,7 +486,11 @@ impl<T: Tcu, M: Memory> Tbu<T, M> {
             return None;
         }
         let tables = self.attrs[usize::from(hit.attrs)];
-        let attrs = if hot.simple { tables.or_bits(hot.overlay) } else { outgoing_of(slot, tables) };
+        let attrs = if hot.simple {
+            tables.or_bits(hot.overlay[access as usize])
+        } else {
+            outgoing_of(slot, tables, access)
+        };
         self.stats.hits += 1;
         Some(Translated { pa: Pa(hit.pa), left: hit.left, attrs })
     }
@@ -540,7 +545,8 @@ impl<T: Tcu, M: Memory> Tbu<T, M> {
                 }
                 Config::Bypass { attrs, mask, .. } => {
                     let pa = va & mask;
-                    return Ok(Translated { pa: Pa(pa), left: 4096 - (pa & 4095), attrs: *attrs });
+                    let attrs = attrs.of(access);
+                    return Ok(Translated { pa: Pa(pa), left: 4096 - (pa & 4095), attrs });
                 }
                 Config::Translate(c) => c,
             };
@@ -557,7 +563,7 @@ impl<T: Tcu, M: Memory> Tbu<T, M> {
             };
             self.stats.walks += 1;
             match (walked, outcome) {
-                (Ok(walked), _) => return Ok(self.fill(input, walked)),
+                (Ok(walked), _) => return Ok(self.fill(input, walked, access)),
                 (Err(_), None) => return Err(over),
                 (Err(_), Some(FaultOutcome::Retry)) => self.catch_up(),
                 (Err(_), Some(outcome)) => {
@@ -602,7 +608,7 @@ impl<T: Tcu, M: Memory> Tbu<T, M> {
             va_mask: 0,
             need: [0; 2],
             simple: false,
-            overlay: 0,
+            overlay: [0; 2],
             sizes: Sizes::default(),
         };
         let config = match self.tcu.resolve(from, va, access) {
@@ -612,7 +618,8 @@ impl<T: Tcu, M: Memory> Tbu<T, M> {
                 hot.va_mask = context.va_mask;
                 hot.need = [Access::Read, Access::Write].map(|a| AccessKind::new(a, context.incoming).bit());
                 hot.simple = context.stages.stage1.is_some() && !context.narrows_hints();
-                hot.overlay = context.incoming.security_privilege_bits();
+                hot.overlay =
+                    [Access::Read, Access::Write].map(|a| context.incoming.of(a).security_privilege_bits());
                 hot.sizes = self.tlb.sizes(index);
                 Config::Translate(Cached { index, context })
             }
@@ -627,7 +634,7 @@ impl<T: Tcu, M: Memory> Tbu<T, M> {
 
     /// Fills the TLB for the slot used last.
     #[inline(always)]
-    fn fill(&mut self, input: u64, w: Walked) -> Translated {
+    fn fill(&mut self, input: u64, w: Walked, access: Access) -> Translated {
         let size = 1u64 << w.size_log2;
         let left = size - (input & (size - 1));
         let Some(Some(slot)) = self.slots.get_mut(self.last) else {
@@ -637,7 +644,7 @@ impl<T: Tcu, M: Memory> Tbu<T, M> {
             return Translated { pa: Pa(w.pa), left: 1, attrs: w.attrs };
         };
         let tables = c.context.table_attributes(w.attrs);
-        let attrs = c.context.outgoing(tables);
+        let attrs = c.context.outgoing(tables).of(access);
         // An address whose top byte is ignored by one half of the space alone must not be kept: an invalidation of
         // the same page by another name would not find it.
         let named = (canonical(input) ^ input) & c.context.va_mask == 0;

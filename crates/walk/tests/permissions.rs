@@ -251,14 +251,15 @@ fn a_secure_fetch_from_non_secure_memory_is_refused_if_sif_says_so() {
         let mut s1 = stage1(Some(r), None);
         (s1.secure, s1.secure_fetch_only) = (secure, sif);
         let n = only1(s1);
-        let ns = !secure || leaf_ns || table_ns && !flat;
+        let ns = !secure || leaf_ns || table_ns;
         let w = n.translate(&words, 0, read(), Updates::Apply, &mut NoRecord).unwrap();
         assert_eq!(w.attrs.non_secure(), ns);
-        // What is below an NS table is read non-secure, and not global.
+        // What is below an NS table is read non-secure, and not global. Disabling hierarchical permissions does not
+        // concern NSTable.
         let levels: Vec<bool> = words.take_log().iter().map(|l| l.2.non_secure()).collect();
-        let below = !secure || table_ns && !flat;
+        let below = !secure || table_ns;
         assert_eq!(levels, [!secure, below, below]);
-        assert_eq!(w.global, !(secure && table_ns && !flat));
+        assert_eq!(w.global, !(secure && table_ns));
         let fetch = n.translate(&words, 0, kind((false, true, false)), Updates::Apply, &mut NoRecord);
         assert_eq!(fetch.is_err(), sif && ns);
     }

@@ -54,6 +54,8 @@ impl Random {
 pub struct Bus {
     ram: SystemMemory,
     bad: Arc<(AtomicU64, AtomicU64)>,
+    /// Reads in the range work.
+    readable: Arc<AtomicBool>,
 }
 
 impl Bus {
@@ -63,6 +65,10 @@ impl Bus {
     }
 
     fn check(&self, pa: Pa, len: usize) -> Result<(), BusError> {
+        if self.readable.load(Ordering::Relaxed) { Ok(()) } else { self.check_write(pa, len) }
+    }
+
+    fn check_write(&self, pa: Pa, len: usize) -> Result<(), BusError> {
         let end = self.bad.1.load(Ordering::Relaxed);
         let bad = pa.get() < end && pa.get() + len as u64 > self.bad.0.load(Ordering::Relaxed);
         if bad { Err(BusError::Decode) } else { Ok(()) }
@@ -75,7 +81,7 @@ impl Memory for Bus {
         self.ram.read(pa, attrs, buf)
     }
     fn write(&self, pa: Pa, attrs: Attributes, buf: &[u8]) -> Result<(), BusError> {
-        self.check(pa, buf.len())?;
+        self.check_write(pa, buf.len())?;
         self.ram.write(pa, attrs, buf)
     }
     fn load64(&self, pa: Pa, attrs: Attributes) -> Result<u64, BusError> {
@@ -168,6 +174,7 @@ impl portcullis_hal::Mmio for Regs {
 pub struct Mem {
     memory: BoardMemory,
     spy: Spy,
+    before: Spy,
 }
 
 impl DmaMemory for Mem {
@@ -181,7 +188,12 @@ impl DmaMemory for Mem {
         self.spy.call();
     }
     fn load64(&self, pa: Pa) -> u64 {
+        self.before.call();
         self.memory.load64(pa)
+    }
+    fn load_run(&self, pa: Pa, words: &mut [u64]) {
+        self.before.call();
+        self.memory.load_run(pa, words);
     }
     fn store64(&self, pa: Pa, value: u64) {
         self.memory.store64(pa, value);
@@ -266,20 +278,29 @@ pub struct Rig {
     pub pool: Arc<Pool>,
     pub lines: Arc<Lines>,
     pub spy: Spy,
+    /// Called before every load of the driver.
+    pub before: Spy,
 }
 
 pub const LINES: [u32; 4] = [1, 2, 3, 4];
 
 impl Rig {
     pub fn new(caps: Caps) -> Self {
-        let ram = SystemMemory::new(&[(BASE, BYTES)]).unwrap();
-        let bus = Bus { ram: ram.view(View::NonCoherent, "smmu"), bad: Arc::default() };
+        let regions = [(BASE, BYTES)];
+        // Where nothing snoops there is a CPU cache that can be noticed.
+        let ram = match caps.coherent {
+            true => SystemMemory::new(&regions),
+            false => SystemMemory::with_cpu_cache(&regions, 1 << 14),
+        }
+        .unwrap();
+        let bus =
+            Bus { ram: ram.view(View::NonCoherent, "smmu"), bad: Arc::default(), readable: Arc::default() };
         let lines = Arc::new(Lines::default());
         let model = build(&caps, &bus, &lines);
         let spy = Spy::default();
         let registers = Regs { model: Arc::new(RwLock::new(model)), spy: spy.clone() };
         let pool = Arc::new(Pool::new(Pa(BASE), (BYTES / 2).trailing_zeros()));
-        Self { ram, bus, caps, registers, pool, lines, spy }
+        Self { ram, bus, caps, registers, pool, lines, spy, before: Spy::default() }
     }
 
     pub fn model(&self) -> Arc<Model> {
@@ -292,7 +313,11 @@ impl Rig {
     }
 
     pub fn memory(&self) -> Mem {
-        Mem { memory: BoardMemory::new(self.ram.clone(), self.pool.clone()), spy: self.spy.clone() }
+        Mem {
+            memory: BoardMemory::new(self.ram.clone(), self.pool.clone()),
+            spy: self.spy.clone(),
+            before: self.before.clone(),
+        }
     }
 
     pub fn options() -> Options {
@@ -315,6 +340,12 @@ impl Rig {
     pub fn make_bad(&self, range: Range<u64>) {
         self.bus.bad.0.store(range.start, Ordering::Relaxed);
         self.bus.bad.1.store(range.end, Ordering::Relaxed);
+    }
+
+    /// The same for writes only.
+    pub fn make_unwritable(&self, range: Range<u64>) {
+        self.bus.readable.store(true, Ordering::Relaxed);
+        self.make_bad(range);
     }
 
     pub fn put(&self, pa: u64, bytes: &[u8]) {

@@ -9,7 +9,7 @@ use alloc::vec::Vec;
 use core::fmt;
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
-use portcullis_arch::smmuv3::Command;
+use portcullis_arch::smmuv3::{Command, Opcode};
 use portcullis_arch::{Asid, Iova, Ipa, Pa, StreamId, SubstreamId, Vmid};
 use portcullis_hal::{Block, DmaMemory};
 use portcullis_pgtable::{Config, Flush, Granule, PageTable, Prot, Stage1, Stage2};
@@ -323,13 +323,22 @@ impl<P: Platform> Domain<P> {
     ) -> Result<(), Error> {
         let Some(Tag::Guest(vmid)) = self.tag else { return Err(Error::NoContext { kind: self.kind() }) };
         let mut passed = Vec::with_capacity(commands.len());
+        // Where the guest waits: what comes after may rely on what came before, as ATC_INV does on TLBI.
+        let mut waits = Vec::new();
         for &command in commands {
-            if let Some(command) = guest::translate(command, vmid, &self.shared.features, &stream)? {
-                passed.push(command);
+            match guest::translate(command, vmid, &self.shared.features, &stream)? {
+                Some(command) => passed.push(command),
+                None if command.opcode() == Some(Opcode::Sync) => waits.push(passed.len()),
+                None => {}
             }
         }
-        for chunk in passed.chunks(guest::AT_ONCE) {
-            self.shared.sync(chunk)?;
+        waits.push(passed.len());
+        let mut from = 0;
+        for to in waits {
+            for chunk in passed.get(from..to).unwrap_or_default().chunks(guest::AT_ONCE) {
+                self.shared.sync(chunk)?;
+            }
+            from = to;
         }
         Ok(())
     }

@@ -329,6 +329,11 @@ impl FaultRouter {
         queued
     }
 
+    /// Every stalled transaction has ended, because translation was turned off: there is nothing to answer.
+    pub fn forget_stalls(&self) {
+        self.waiting.lock().stalls.clear();
+    }
+
     /// Answers whatever a deferred report was about.
     pub fn answer(
         &self,

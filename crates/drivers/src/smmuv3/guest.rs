@@ -41,14 +41,18 @@ pub fn translate(
                 .with_asid(if opcode == Opcode::TlbiNhVa { asked.asid() } else { 0 })
                 .with_leaf(asked.leaf())
                 .with_addr_63_12(asked.addr_63_12());
-            if features.range_invalidation && asked.tg() != 0 {
-                if (asked.num(), asked.scale(), asked.ttl()) == (0, 0, 0) {
+            // Without 52-bit addresses there is no 16K leaf at level 1, and the hint is none. One that then says nothing at all
+            // would be illegal; without a granule it means the same address.
+            let no_leaf = (asked.tg(), asked.ttl()) == (2, 1);
+            let single = (asked.num(), asked.scale()) == (0, 0);
+            if features.range_invalidation && asked.tg() != 0 && !(no_leaf && single) {
+                if single && asked.ttl() == 0 {
                     return Err(refused);
                 }
                 passed = passed
                     .with_num(asked.num())
                     .with_scale(asked.scale() & 0x1f)
-                    .with_ttl(asked.ttl())
+                    .with_ttl(if no_leaf { 0 } else { asked.ttl() })
                     .with_tg(asked.tg());
             }
             passed.into()

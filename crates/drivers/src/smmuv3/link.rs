@@ -20,6 +20,8 @@ pub struct Attachment {
     pub ats: bool,
     /// The stream uses a context descriptor of the domain, not one in a table of its own.
     pub own_cd: bool,
+    /// A guest has the stream's substreams: nobody knows which of them there are.
+    pub guest_substreams: bool,
     /// A stage 1 lies on top of the domain: its addresses are not those of the device.
     pub nested: bool,
 }
@@ -88,13 +90,18 @@ pub fn atc_commands(link: &Link, range: Option<(u64, u64)>) -> Vec<Command> {
     let users = link.users();
     let with_ats = users.iter().filter(|user| user.ats);
     with_ats
-        .map(|user| match range {
-            // Through a stage 1 on top nobody knows which of the device's addresses are meant.
-            Some((first, last)) if !user.nested => {
-                let len = (last - first).saturating_add(1);
-                atc_inv(user.stream, atc_scope(user.substream), Iova(first), len)
-            }
-            _ => atc_inv_all(user.stream, atc_scope(user.substream)),
+        .flat_map(|user| {
+            let command = match range {
+                // Through a stage 1 on top nobody knows which of the device's addresses are meant.
+                Some((first, last)) if !user.nested => {
+                    let len = (last - first).saturating_add(1);
+                    atc_inv(user.stream, atc_scope(user.substream), Iova(first), len)
+                }
+                _ => atc_inv_all(user.stream, atc_scope(user.substream)),
+            };
+            let substreams = user.guest_substreams.then(|| atc_inv_all(user.stream, AtcScope::AllSubstreams));
+            [Some(command), substreams]
         })
+        .flatten()
         .collect()
 }

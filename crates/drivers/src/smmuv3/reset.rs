@@ -65,7 +65,9 @@ impl<P: Platform> Shared<P> {
         if Cr0::from_bits(self.read(offset::CR0)).smmuen() {
             self.abort_while_off()?;
         }
-        self.set_cr0(Cr0::new())
+        self.set_cr0(Cr0::new())?;
+        self.router.forget_stalls();
+        Ok(())
     }
 
     /// Programs everything up to, but without, turning translation on. Gives CR0.

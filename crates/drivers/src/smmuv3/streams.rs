@@ -13,7 +13,7 @@ use portcullis_hal::{Clock, DmaMemory};
 use spin::{Mutex, MutexGuard};
 
 use super::cdtab::CdTable;
-use super::cmdq::commands::{atc_inv_all, cfgi_cd, cfgi_ste, stall_term};
+use super::cmdq::commands::{AtcScope, atc_inv_all, cfgi_cd, cfgi_ste, stall_term};
 use super::domain::Domain;
 use super::entry::{Entry, update};
 use super::fault::{Answers, Whose};
@@ -286,17 +286,24 @@ impl<P: Platform> Shared<P> {
         self.update_cd(config, stream, substream, at, &Cd::default())
     }
 
-    /// The device forgets what it asked for.
+    /// The device forgets what it asked for while it used a domain.
     fn forget_in_device(
         &self,
         config: &Configuration<P::Memory>,
         stream: StreamId,
         substream: Option<SubstreamId>,
+        of: &Link,
     ) -> Result<(), Error> {
-        if config.stream(stream)?.options.ats {
-            self.sync(&[atc_inv_all(stream, atc_scope(substream))])?;
+        let options = config.stream(stream)?.options;
+        if !options.ats {
+            return Ok(());
         }
-        Ok(())
+        let command = atc_inv_all(stream, atc_scope(substream));
+        // A guest's substreams go with it.
+        if substream.is_none() && options.substream_bits > 0 && of.kind == DomainKind::Nested {
+            return self.sync(&[command, atc_inv_all(stream, AtcScope::AllSubstreams)]);
+        }
+        self.sync(&[command])
     }
 
     /// Checks whether a stream can use a domain, and gets the memory for it: what can be refused is refused here.
@@ -338,7 +345,14 @@ impl<P: Platform> Shared<P> {
         let own_cd = !in_table && domain.cd(facts.can_stall).is_some();
         let own = if own_cd { Some(domain.own_cd(facts.can_stall)?) } else { None };
 
-        let attachment = Attachment { stream, substream: None, ats: facts.ats, own_cd, nested: false };
+        let attachment = Attachment {
+            stream,
+            substream: None,
+            ats: facts.ats,
+            own_cd,
+            guest_substreams: domain.guest.is_some() && known.options.substream_bits > 0,
+            nested: false,
+        };
         domain.link.add(attachment);
         let known = config.stream_mut(stream)?;
         let before = known.main.replace(domain.link.clone());
@@ -374,7 +388,7 @@ impl<P: Platform> Shared<P> {
         before: Option<Arc<Link>>,
     ) -> Result<(), Error> {
         let Some(before) = before else { return Ok(()) };
-        self.forget_in_device(config, stream, None)?;
+        self.forget_in_device(config, stream, None, &before)?;
         before.remove(stream, None);
         Ok(())
     }
@@ -442,6 +456,7 @@ impl<P: Platform> Shared<P> {
             substream: Some(substream),
             ats: facts.ats,
             own_cd: false,
+            guest_substreams: false,
             nested: false,
         });
         let known = config.stream_mut(stream)?;
@@ -449,7 +464,7 @@ impl<P: Platform> Shared<P> {
         self.routes.lock().insert((stream.get(), Some(substream.get())), domain.link.clone());
         self.update_cd(config, stream, substream, at, &cd)?;
         if let Some(before) = before {
-            self.forget_in_device(config, stream, Some(substream))?;
+            self.forget_in_device(config, stream, Some(substream), &before)?;
             before.remove(stream, Some(substream));
         }
         if first && !uses_cd0(main) {
@@ -469,7 +484,9 @@ impl<P: Platform> Shared<P> {
             return Ok(());
         }
         self.clear_cd(config, stream, substream)?;
-        self.forget_in_device(config, stream, Some(substream))?;
+        if let Some(before) = config.stream(stream)?.substreams.get(&substream.get()) {
+            self.forget_in_device(config, stream, Some(substream), before)?;
+        }
         let known = config.stream_mut(stream)?;
         let before = known.substreams.remove(&substream.get());
         self.routes.lock().remove(&(stream.get(), Some(substream.get())));
@@ -514,7 +531,7 @@ impl<P: Platform> Shared<P> {
             // A change to or from it did not complete: the SMMU may still have the old entry.
             _ => {
                 self.sync(&[cfgi_ste(stream, true)])?;
-                self.forget_in_device(config, stream, substream)
+                self.forget_in_device(config, stream, substream, link)
             }
         }
     }

@@ -336,7 +336,7 @@ impl Builder<'_> {
                 let walk = self.rng.below(64);
                 cd[0] |= (tsz | tg << 6 | walk << 8) << (16 * half);
                 cd[1 + half as usize] =
-                    root + delta | u64::from(self.rng.one_in(3)) << 1 | u64::from(self.rng.one_in(6)) << 2;
+                    (root + delta) | u64::from(self.rng.one_in(3)) << 1 | u64::from(self.rng.one_in(6)) << 2;
                 // Leaves for a few addresses.
                 let high = if aa64 { u64::MAX << shape.bits } else { (1u64 << 32) - (1u64 << shape.bits) };
                 for _ in 0..6 {

@@ -7,11 +7,14 @@ use portcullis_arch::{Attributes, Pa};
 use portcullis_bus::{BusError, Memory, Mmio, SystemMemory};
 use portcullis_smmuv3::{Caps, Port, SmmuV3, Window};
 
-/// Memory that keeps a log of accesses: address, bytes, and what was written where a word changed.
+/// One access: address, bytes, and what was written where a word changed.
+pub type Seen = (u64, u64, Option<u64>);
+
+/// Memory that keeps a log of accesses.
 #[derive(Clone)]
 pub struct Watch {
     pub mem: SystemMemory,
-    log: Arc<Mutex<Vec<(u64, u64, Option<u64>)>>>,
+    log: Arc<Mutex<Vec<Seen>>>,
 }
 
 impl Watch {
@@ -21,7 +24,7 @@ impl Watch {
     fn note(&self, pa: Pa, len: usize, new: Option<u64>) {
         self.log.lock().unwrap().push((pa.get(), len as u64, new));
     }
-    pub fn take(&self) -> Vec<(u64, u64, Option<u64>)> {
+    pub fn take(&self) -> Vec<Seen> {
         std::mem::take(&mut self.log.lock().unwrap())
     }
 }

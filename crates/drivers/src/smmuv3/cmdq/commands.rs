@@ -37,6 +37,8 @@ pub enum AtcScope {
     Stream,
     /// Those of one substream.
     Substream(SubstreamId),
+    /// Those of every substream.
+    AllSubstreams,
 }
 
 /// ATC_INV for everything.
@@ -60,6 +62,7 @@ fn atc(stream: StreamId, scope: AtcScope) -> AtcInv {
     match scope {
         AtcScope::Stream => command,
         AtcScope::Substream(substream) => command.with_ssv(true).with_ssid(substream.get() & 0xf_ffff),
+        AtcScope::AllSubstreams => command.with_ssv(true).with_g(true),
     }
 }
 
