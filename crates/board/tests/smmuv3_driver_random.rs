@@ -2,7 +2,6 @@
 //! random DMA with and without translations that devices keep, on coherent and non-coherent hardware, with the SMMU saved
 //! and restored into another one on the way. Every byte lands where the shadow says, or the access fails.
 
-#[allow(dead_code)]
 mod common;
 mod smmuv3_rig;
 
@@ -576,7 +575,7 @@ fn the_non_coherent_board_never_reads_a_stale_descriptor() {
                 let Some(d) = of[n] else { continue };
                 let (to, source) = (random.below(16), random.below(16));
                 let address = |slot: u64| 0x1000_0000 + slot * 0x1000;
-                let expected = mapped[d].get(&to).is_some() && mapped[d].get(&source).is_some();
+                let expected = mapped[d].contains_key(&to) && mapped[d].contains_key(&source);
                 if expected {
                     board.put(mapped[d][&source], &[slot_byte(source); 64]);
                 }

@@ -104,7 +104,16 @@ pub(crate) fn translation(
         let incoming =
             if on { incoming } else { portcullis_walk::stage::combine(incoming, stage2_off(sctlr)) };
         let stages = Nested { stage1: None, stage2, flat };
-        return Context { key, token: n.into(), va_mask, stages, incoming, after: None, cacheable: on, keeps_hints: false };
+        return Context {
+            key,
+            token: n.into(),
+            va_mask,
+            stages,
+            incoming,
+            after: None,
+            cacheable: on,
+            keeps_hints: false,
+        };
     }
 
     let regime = regime_of(regs, bank, secure);
@@ -155,7 +164,16 @@ pub(crate) fn translation(
     };
     let key = key(secure, regime, stage, vmid, asid, input_bits(config, bank, va64, single).0);
     let stages = Nested { stage1, stage2, flat };
-    Context { key, token: n.into(), va_mask, stages, incoming, after, cacheable: s1_on || s2_on, keeps_hints: false }
+    Context {
+        key,
+        token: n.into(),
+        va_mask,
+        stages,
+        incoming,
+        after,
+        cacheable: s1_on || s2_on,
+        keeps_hints: false,
+    }
 }
 
 fn key(secure: bool, regime: Regime, stage: TlbStage, vmid: u16, asid: u16, va_bits: u8) -> ContextKey {
