@@ -1,0 +1,1 @@
+//! A board behind the window: memory, interrupts, time, the record.
