@@ -28,5 +28,7 @@ pub use irq::{InterruptSink, IrqLevels, IrqLine};
 pub use memory::{BusError, Memory};
 pub use mmio::Mmio;
 pub use ram::Ram;
+#[cfg(feature = "shared")]
+pub use ram::RamError;
 pub use step::{Activity, Engine};
 pub use system::{MapError, SystemMemory, View};

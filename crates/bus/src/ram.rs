@@ -1,7 +1,8 @@
 //! A block of RAM that CPU, walkers and devices share: the one place of this crate with `unsafe`.
 //!
 //! Guest memory is written by several masters at once, as hardware does, so it is never borrowed as a Rust
-//! slice: all access goes through raw copies and atomics on memory that this type owns.
+//! slice: all access goes through raw copies and atomics on memory that this type owns or has mapped. With the feature
+//! `shared` it can be a file that another process maps as well ([`Ram::map`]).
 #![allow(unsafe_code)]
 
 use std::alloc::{Layout, alloc_zeroed, dealloc};
@@ -10,16 +11,53 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 const ALIGN: usize = 4096;
 
-/// Zeroed RAM. Offsets are in bytes from its start; callers pass ranges inside [`len`](Ram::len), and an access
-/// outside is refused with `None`/`false`.
-pub struct Ram {
-    block: NonNull<u8>,
-    start: NonNull<u8>,
-    len: usize,
-    layout: Layout,
+/// Why a file cannot be RAM.
+#[cfg(feature = "shared")]
+#[derive(Debug, thiserror::Error)]
+pub enum RamError {
+    /// The range is empty, not page aligned, or past the end of the file.
+    #[error("{len:#x} bytes at offset {offset:#x} of a file of {size:#x} bytes cannot be mapped: not page aligned or past its end")]
+    Range {
+        /// Where it begins.
+        offset: u64,
+        /// Bytes.
+        len: usize,
+        /// Size of the file.
+        size: u64,
+    },
+    /// The file may shrink.
+    #[error("the file is not a memfd that is sealed against shrinking; `memory-backend-memfd,share=on` of QEMU is")]
+    NotSealed,
+    /// The host refused.
+    #[error("the file cannot be mapped: {0}")]
+    Host(#[from] std::io::Error),
 }
 
-// SAFETY: the memory is owned by this value and freed only with it; all access is by raw copy or atomics, and
+#[cfg(feature = "shared")]
+impl From<rustix::io::Errno> for RamError {
+    fn from(e: rustix::io::Errno) -> Self {
+        Self::Host(e.into())
+    }
+}
+
+/// RAM. Offsets are in bytes from its start; callers pass ranges inside [`len`](Ram::len), and an access
+/// outside is refused with `None`/`false`.
+pub struct Ram {
+    start: NonNull<u8>,
+    len: usize,
+    block: Block,
+}
+
+/// Where the memory comes from.
+enum Block {
+    /// The allocator: the block, of which `start` is the first aligned byte.
+    Heap(NonNull<u8>, Layout),
+    /// A mapping that begins at `start`.
+    #[cfg(feature = "shared")]
+    Mapped,
+}
+
+// SAFETY: the memory is owned or mapped by this value and freed only with it; all access is by raw copy or atomics, and
 // racing byte copies model what racing bus masters do (no Rust reference into the block is ever made).
 unsafe impl Send for Ram {}
 // SAFETY: as above.
@@ -43,7 +81,41 @@ impl Ram {
         let skip = block.as_ptr().align_offset(ALIGN);
         // SAFETY: skip < ALIGN, and ALIGN bytes more than `len` were allocated.
         let start = unsafe { block.add(skip) };
-        Some(Self { block, start, len, layout })
+        Some(Self { start, len, block: Block::Heap(block, layout) })
+    }
+
+    /// Maps `len` bytes from `offset` on of a file, shared with every other process that maps it.
+    ///
+    /// # Errors
+    /// The file cannot be mapped, does not reach that far, or may still shrink: touching what a mapping lost would kill this
+    /// process, so only a memfd that is sealed against shrinking (F_SEAL_SHRINK) is taken.
+    #[cfg(feature = "shared")]
+    pub fn map(file: impl std::os::fd::AsFd, offset: u64, len: usize) -> Result<Self, RamError> {
+        use rustix::fs::{SealFlags, fcntl_get_seals, fstat};
+        use rustix::mm::{MapFlags, ProtFlags, mmap};
+
+        let file = file.as_fd();
+        let size = u64::try_from(fstat(file)?.st_size).unwrap_or(0);
+        let end = offset.checked_add(len as u64);
+        if len == 0 || !offset.is_multiple_of(ALIGN as u64) || end.is_none_or(|end| end > size) {
+            return Err(RamError::Range { offset, len, size });
+        }
+        if !fcntl_get_seals(file).unwrap_or(SealFlags::empty()).contains(SealFlags::SHRINK) {
+            return Err(RamError::NotSealed);
+        }
+        // SAFETY: a new mapping at an address of the kernel's choice replaces nothing of this process.
+        let start = unsafe {
+            mmap(
+                std::ptr::null_mut(),
+                len,
+                ProtFlags::READ | ProtFlags::WRITE,
+                MapFlags::SHARED | MapFlags::NORESERVE,
+                file,
+                offset,
+            )
+        }?;
+        let start = NonNull::new(start.cast()).ok_or(RamError::Host(rustix::io::Errno::NOMEM.into()))?;
+        Ok(Self { start, len, block: Block::Mapped })
     }
 
     /// Size in bytes.
@@ -185,8 +257,17 @@ impl Ram {
 
 impl Drop for Ram {
     fn drop(&mut self) {
-        // SAFETY: `block` came from `alloc_zeroed` with this layout and is freed once.
-        unsafe { dealloc(self.block.as_ptr(), self.layout) };
+        match self.block {
+            Block::Heap(block, layout) => {
+                // SAFETY: `block` came from `alloc_zeroed` with this layout and is freed once.
+                unsafe { dealloc(block.as_ptr(), layout) };
+            }
+            #[cfg(feature = "shared")]
+            Block::Mapped => {
+                // SAFETY: `map` made this mapping of `len` bytes; nothing points into it any more.
+                let _ = unsafe { rustix::mm::munmap(self.start.as_ptr().cast(), self.len) };
+            }
+        }
     }
 }
 
@@ -206,6 +287,24 @@ mod tests {
         assert!(Ram::new(0).is_none());
         assert!(Ram::new(usize::MAX).is_none());
         assert!(std::hint::black_box(Ram::new(1 << 60)).is_none(), "more than any host has");
+    }
+
+    #[cfg(feature = "shared")]
+    #[test]
+    fn a_mapped_file_is_seen_from_both_sides_and_must_not_shrink() {
+        use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
+        let file = memfd_create("ram", MemfdFlags::ALLOW_SEALING | MemfdFlags::CLOEXEC).unwrap();
+        ftruncate(&file, 0x4000).unwrap();
+        assert!(matches!(Ram::map(&file, 0, 0x4000), Err(RamError::NotSealed)));
+        fcntl_add_seals(&file, SealFlags::SHRINK).unwrap();
+        let (a, b) = (Ram::map(&file, 0, 0x4000).unwrap(), Ram::map(&file, 0x1000, 0x3000).unwrap());
+        assert!(b.store64(8, 77));
+        assert_eq!(a.load64(0x1008), Some(77));
+        for (offset, len) in [(0x1000, 0x4000), (u64::MAX - 0xfff, 0x2000), (0x800, 0x1000), (0, 0)] {
+            assert!(matches!(Ram::map(&file, offset, len), Err(RamError::Range { .. })));
+        }
+        drop(a);
+        assert_eq!(b.load64(8), Some(77));
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! A board's memory: RAM regions in one physical address space, seen by CPU, walkers and devices.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use portcullis_arch::{Attributes, Pa};
 use thiserror::Error;
@@ -13,7 +14,15 @@ use crate::ram::Ram;
 /// One RAM region.
 pub(crate) struct Region {
     pub(crate) base: u64,
+    /// The bytes that answer: all of `ram`, or none while it is withdrawn.
+    size: AtomicU64,
     pub(crate) ram: Ram,
+}
+
+impl Region {
+    fn new(base: u64, ram: Ram) -> Self {
+        Self { base, size: AtomicU64::new(ram.len() as u64), ram }
+    }
 }
 
 /// How an observer relates to the CPU's caches.
@@ -78,10 +87,52 @@ impl SystemMemory {
             .into_iter()
             .map(|(base, size)| {
                 let ram = usize::try_from(size).ok().and_then(Ram::new);
-                ram.map(|ram| Region { base, ram }).ok_or(MapError::Bad(base, size))
+                ram.map(|ram| Region::new(base, ram)).ok_or(MapError::Bad(base, size))
             })
             .collect::<Result<_, _>>()?;
         Ok(Self { regions, cache: cache.map(Arc::new), view: View::Cpu, who: "cpu".into() })
+    }
+
+    /// Memory of blocks that exist already, each at its base. Blocks stay apart: no access crosses from one to the next.
+    ///
+    /// # Errors
+    /// Blocks that overlap, are not page aligned or reach past the end of the address space.
+    pub fn from_blocks(blocks: Vec<(u64, Ram)>) -> Result<Self, MapError> {
+        let mut blocks = blocks;
+        blocks.sort_unstable_by_key(|(base, _)| *base);
+        let mut end = (0, 0);
+        for (base, ram) in &blocks {
+            let size = ram.len() as u64;
+            if !(base | size).is_multiple_of(4096) || base.checked_add(size).is_none() {
+                return Err(MapError::Bad(*base, size));
+            }
+            if *base < end.0 + end.1 {
+                return Err(MapError::Overlap(end.0, end.1, *base, size));
+            }
+            end = (*base, size);
+        }
+        let regions = blocks.into_iter().map(|(base, ram)| Region::new(base, ram)).collect();
+        Ok(Self { regions, cache: None, view: View::Cpu, who: "cpu".into() })
+    }
+
+    /// Withdraws the region that begins at `base`: accesses are refused from now on, though one that runs meanwhile may still
+    /// end. `false` if no region begins there.
+    pub fn withdraw(&self, base: u64) -> bool {
+        self.set_present(base, false)
+    }
+
+    /// Gives back a region that was withdrawn, with what it holds.
+    pub fn restore(&self, base: u64) -> bool {
+        self.set_present(base, true)
+    }
+
+    fn set_present(&self, base: u64, present: bool) -> bool {
+        let region = self.regions.iter().find(|r| r.base == base);
+        if let Some(region) = region {
+            let size = if present { region.ram.len() as u64 } else { 0 };
+            region.size.store(size, Ordering::Release);
+        }
+        region.is_some()
     }
 
     /// The same memory as seen by `who`, which relates to the CPU's caches as `view` says.
@@ -172,7 +223,7 @@ impl SystemMemory {
     fn find(&self, pa: Pa, len: usize) -> Result<(&Region, usize), BusError> {
         for region in self.regions.iter() {
             let offset = pa.get().wrapping_sub(region.base);
-            let size = region.ram.len() as u64;
+            let size = region.size.load(Ordering::Relaxed);
             if offset < size && len as u64 <= size - offset {
                 return Ok((region, offset as usize));
             }
@@ -338,6 +389,21 @@ mod tests {
         assert_eq!(m.read(Pa(u64::MAX), A, &mut [0; 2]), Err(BusError::Decode));
         assert!(SystemMemory::new(&[(0, 0x2000), (0x1000, 0x1000)]).is_err());
         assert!(SystemMemory::new(&[(!0xfff, 0x1000)]).is_err());
+    }
+
+    #[test]
+    fn a_withdrawn_block_refuses_and_comes_back_with_what_it_held() {
+        let block = |base, len| (base, Ram::new(len).unwrap());
+        let m = SystemMemory::from_blocks(vec![block(0x4000, 0x1000), block(0x1000, 0x1000)]).unwrap();
+        let view = m.view(View::Coherent, "dma");
+        m.store64(Pa(0x4000), 9).unwrap();
+        assert!(m.withdraw(0x4000) && !m.withdraw(0x2000));
+        assert_eq!(view.load64(Pa(0x4000), A), Err(BusError::Decode));
+        assert_eq!(view.load64(Pa(0x1000), A), Ok(0));
+        assert!(m.restore(0x4000));
+        assert_eq!(view.load64(Pa(0x4000), A), Ok(9));
+        assert!(SystemMemory::from_blocks(vec![block(0, 0x2000), block(0x1000, 0x1000)]).is_err());
+        assert!(SystemMemory::from_blocks(vec![block(0x800, 0x1000)]).is_err());
     }
 
     #[test]

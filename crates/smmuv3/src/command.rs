@@ -115,7 +115,11 @@ impl<M: Memory> SmmuV3<M> {
                 }
             };
             match self.execute(live, side, command) {
-                Done::Yes => live.regs.side[side].cmdq.advance_cons(shape),
+                Done::Yes => {
+                    let done = &mut live.commands[usize::from(command.0[0] as u8)];
+                    *done = done.wrapping_add(1);
+                    live.regs.side[side].cmdq.advance_cons(shape);
+                }
                 Done::NotYet(why) => return why,
                 Done::Error(code) => {
                     self.command_error(live, side, code);

@@ -34,11 +34,13 @@ pub(crate) struct Live {
     pub tokens: [Option<SyncToken>; 2],
     /// What the acknowledgement of CR0 and GBPA waits for, per interface.
     pub settling: [Option<SyncToken>; 2],
+    /// Commands consumed so far, by the code of the operation: for those who look at it, no state.
+    pub commands: Box<[u64; 256]>,
 }
 
 impl Live {
     fn new(regs: Regs) -> Self {
-        Self { regs, tokens: [None, None], settling: [None, None] }
+        Self { regs, tokens: [None, None], settling: [None, None], commands: Box::new([0; 256]) }
     }
 }
 
@@ -165,8 +167,16 @@ impl<M: Memory> SmmuV3<M> {
         regs.stalls =
             std::mem::replace(&mut live.regs.stalls, crate::stall::Stalls::new(self.caps.stall_max));
         regs.stalls.end_all();
-        *live = Live::new(regs);
+        let commands = live.commands.clone();
+        *live = Live { commands, ..Live::new(regs) };
         self.log.publish(Invalidation::Everything);
+    }
+
+    /// Commands that were consumed since the model was made, by the code of their operation; those that were refused are
+    /// not counted.
+    pub fn commands_done(&self) -> Vec<(u8, u64)> {
+        let live = self.lock();
+        (0..=u8::MAX).zip(live.commands.iter().copied()).filter(|(_, n)| *n > 0).collect()
     }
 
     /// Everything it remembers, including the positions in its queues and stalled transactions. TLBs are not part of it:

@@ -24,6 +24,10 @@ impl<P: AtsPort> AtsRecorder<P> {
         Self { port, tracer, engine: engine.into() }
     }
 
+    pub fn inner(&self) -> &P {
+        &self.port
+    }
+
     fn note(&self, lasted: u64, what: AtsEvent) {
         self.tracer.push(lasted, EventKind::Ats { engine: self.engine.clone(), what });
     }

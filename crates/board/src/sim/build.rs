@@ -17,7 +17,7 @@ use crate::machine::{DmaChannel, PlWriter as PlWriterNode, Smmu, Streams};
 use crate::sim::machine::{EngineKind, EngineSlot, Machine, SmmuSlot};
 use crate::sim::model::SmmuModel;
 use crate::sim::pool::Pool;
-use crate::sim::port::TracingPort;
+use crate::sim::port::{SharedTraffic, TracingPort};
 use crate::sim::trace::{Recording, Tracer};
 use crate::tree::Interrupt;
 
@@ -95,6 +95,19 @@ impl Machine {
             SystemMemory::new(&regions)
         }
         .map_err(|error| BuildError::Memory { path: node_of(&description, &error), error })?;
+        Self::build_on(description, options, memory)
+    }
+
+    /// Builds the machine of a description on memory that somebody else provides, whatever the description says about
+    /// memory. [`Options::cpu_cache`] is theirs then.
+    ///
+    /// # Errors
+    /// Names the node that does not fit.
+    pub fn build_on(
+        description: MachineDescription,
+        options: Options,
+        memory: SystemMemory,
+    ) -> Result<Arc<Self>, BuildError> {
         let tracer = Tracer::new(options.recording);
         for its in description.its.iter().filter(|its| its.node.available) {
             tracer.add_doorbell(its.doorbell());
@@ -139,20 +152,28 @@ impl Wiring<'_> {
         self.smmus.iter().find(|s| s.index == index)
     }
 
-    pub fn port(&self, name: &str, coherent: bool, smmu: Option<&SmmuSlot>) -> Box<dyn DmaPort> {
+    pub fn port(
+        &self,
+        name: &str,
+        coherent: bool,
+        smmu: Option<&SmmuSlot>,
+        traffic: &SharedTraffic,
+    ) -> Box<dyn DmaPort> {
         let view = self.memory.view(if coherent { View::Coherent } else { View::NonCoherent }, name);
         let tracer = || self.tracer.clone();
         match (smmu.map(|s| &s.model), self.options.plain_ports) {
             (Some(SmmuModel::V2(model)), true) => Box::new(model.port(view)),
             (Some(SmmuModel::V2(model)), false) => {
-                Box::new(TracingPort::new(model.port(view), tracer(), name))
+                Box::new(TracingPort::new(model.port(view), tracer(), name).counting(traffic.clone()))
             }
             (Some(SmmuModel::V3(model)), true) => Box::new(model.port(view)),
             (Some(SmmuModel::V3(model)), false) => {
-                Box::new(TracingPort::v3(model.port(view), tracer(), name))
+                Box::new(TracingPort::v3(model.port(view), tracer(), name).counting(traffic.clone()))
             }
             (None, true) => Box::new(DirectPort::new(view)),
-            (None, false) => Box::new(TracingPort::direct(view, tracer(), name)),
+            (None, false) => {
+                Box::new(TracingPort::direct(view, tracer(), name).counting(traffic.clone()))
+            }
         }
     }
 
@@ -167,7 +188,8 @@ impl Wiring<'_> {
             config.bus = bus;
         }
         config.coherent &= c.dma_coherent;
-        let zdma = Zdma::new(config, self.port(&name, c.dma_coherent, smmu), line);
+        let traffic = SharedTraffic::default();
+        let zdma = Zdma::new(config, self.port(&name, c.dma_coherent, smmu, &traffic), line);
         EngineSlot {
             name: name.into(),
             path: c.node.path.clone(),
@@ -179,6 +201,7 @@ impl Wiring<'_> {
             coherent: c.dma_coherent,
             bus_width: c.bus_width,
             engine: EngineKind::Zdma(Arc::new(Mutex::new(zdma))),
+            traffic,
             atc: None,
         }
     }
@@ -191,7 +214,8 @@ impl Wiring<'_> {
         // What the port adds its AXI IDs to; without a port that is known, the stream that the tree names.
         let base = w.port.stream_base().unwrap_or(StreamId(stream.get() & !0x3f));
         let config = PlWriterConfig { axprot: w.ax_prot, axi_id: w.axi_id, port_base: base };
-        let writer = PlWriter::new(config, self.port(&name, w.dma_coherent, smmu));
+        let traffic = SharedTraffic::default();
+        let writer = PlWriter::new(config, self.port(&name, w.dma_coherent, smmu, &traffic));
         EngineSlot {
             name: name.into(),
             path: w.node.path.clone(),
@@ -203,6 +227,7 @@ impl Wiring<'_> {
             coherent: w.dma_coherent,
             bus_width: 32,
             engine: EngineKind::PlWriter(Arc::new(Mutex::new(writer))),
+            traffic,
             atc: None,
         }
     }

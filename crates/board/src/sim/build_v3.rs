@@ -12,7 +12,7 @@ use crate::machine::{Smmu, SmmuV3 as Node, TestDevice};
 use crate::sim::ats::{AtcRecorder, AtsRecorder};
 use crate::sim::build::{BuildError, Wiring, spi};
 use crate::sim::machine::{EngineKind, EngineSlot, SmmuSlot};
-use crate::sim::port::TracingPort;
+use crate::sim::port::{SharedTraffic, TracingPort};
 use crate::sim::trace::Tracer;
 use crate::tree::Interrupt;
 
@@ -68,7 +68,8 @@ impl Wiring<'_> {
         let smmu = self.smmu_of(&d.streams);
         let stream = d.streams.first().unwrap_or_default();
         let config = TestDevConfig { extended: true, ..TestDevConfig::new(stream) };
-        let (port, atc) = self.pci_port(&name, d, smmu);
+        let traffic = SharedTraffic::default();
+        let (port, atc) = self.pci_port(&name, d, smmu, &traffic);
         let device = TestDev::new(config, port, IrqLine::unconnected()).with_messages(self.tracer.clone());
         EngineSlot {
             name: name.into(),
@@ -80,6 +81,7 @@ impl Wiring<'_> {
             smmu: smmu.map(|s| s.index),
             coherent: d.dma_coherent,
             bus_width: 0,
+            traffic,
             engine: EngineKind::TestDevice(Arc::new(Mutex::new(device))),
             atc,
         }
@@ -92,9 +94,10 @@ impl Wiring<'_> {
         name: &str,
         d: &TestDevice,
         smmu: Option<&SmmuSlot>,
+        traffic: &SharedTraffic,
     ) -> (Box<dyn DmaPort>, Option<Arc<AtcShared>>) {
         let Some((model, slot)) = smmu.and_then(|s| Some((s.model.v3()?, s))).filter(|_| d.ats) else {
-            return (self.port(name, d.dma_coherent, smmu), None);
+            return (self.port(name, d.dma_coherent, smmu, traffic), None);
         };
         let view = if d.dma_coherent { View::Coherent } else { View::NonCoherent };
         let memory = self.memory.view(view, name);
@@ -115,6 +118,6 @@ impl Wiring<'_> {
         }
         let port = AtcPort::new(atc.clone(), AtsRecorder::new(port, self.tracer.clone(), name));
         let port = TracingPort::with_atc(port, model.clone(), memory, self.tracer.clone(), name);
-        (Box::new(port), Some(atc))
+        (Box::new(port.counting(traffic.clone())), Some(atc))
     }
 }

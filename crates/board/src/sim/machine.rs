@@ -13,6 +13,7 @@ use crate::MachineDescription;
 use crate::sim::model::SmmuModel;
 use crate::sim::platform::{Clock, Memory, Registers};
 use crate::sim::pool::Pool;
+use crate::sim::port::SharedTraffic;
 use crate::sim::trace::Tracer;
 
 /// An engine of the machine.
@@ -49,6 +50,8 @@ pub struct EngineSlot {
     pub bus_width: u32,
     /// The model.
     pub engine: EngineKind,
+    /// What went through its port; nothing if the ports are plain ([`Options::plain_ports`](crate::sim::Options)).
+    pub traffic: SharedTraffic,
     /// Its own translation cache, if it has address translation services.
     pub atc: Option<Arc<AtcShared>>,
 }

@@ -1,6 +1,6 @@
 //! A port that writes down what goes through it, and why it did not.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use portcullis_arch::{Access, Iova};
 use portcullis_bus::dma::DirectPort;
@@ -9,7 +9,7 @@ use portcullis_bus::{
 };
 use portcullis_engines::AtcPort;
 use portcullis_smmuv3::SmmuV3;
-use portcullis_walk::{AccessKind, CachedEntry, Tcu as _};
+use portcullis_walk::{AccessKind, CachedEntry, Stats, Tcu as _};
 
 use crate::sim::ats::AtsRecorder;
 use crate::sim::explanation::Explanation;
@@ -31,6 +31,8 @@ trait Behind: DmaPort {
     fn walker(&self) -> &SystemMemory;
     /// What the port's TLB would answer.
     fn cached(&mut self, from: &Initiator, va: Iova) -> Option<CachedEntry>;
+    /// What the port did so far.
+    fn stats(&self) -> Stats;
     /// True if the device has translations of its own, so that the SMMU is not always asked.
     fn has_own_translations(&self) -> bool {
         false
@@ -38,6 +40,9 @@ trait Behind: DmaPort {
 }
 
 impl Behind for portcullis_smmuv2::Port<SystemMemory> {
+    fn stats(&self) -> Stats {
+        self.stats()
+    }
     fn explain(&self, from: Initiator, va: Iova, access: Access) -> Explanation {
         self.tcu().explain(from, va, access).into()
     }
@@ -50,6 +55,9 @@ impl Behind for portcullis_smmuv2::Port<SystemMemory> {
 }
 
 impl Behind for portcullis_smmuv3::Port<SystemMemory> {
+    fn stats(&self) -> Stats {
+        self.stats()
+    }
     fn explain(&self, from: Initiator, va: Iova, access: Access) -> Explanation {
         self.smmu().explain(from, va, access).into()
     }
@@ -83,6 +91,9 @@ impl DmaPort for WithAtc {
 }
 
 impl Behind for WithAtc {
+    fn stats(&self) -> Stats {
+        self.port.inner().inner().stats()
+    }
     fn explain(&self, from: Initiator, va: Iova, access: Access) -> Explanation {
         self.model.explain(from, va, access).into()
     }
@@ -103,12 +114,29 @@ enum Way {
     Direct(DirectPort<SystemMemory>),
 }
 
+/// What went through an engine's port. It is brought up to date after every transaction.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Traffic {
+    /// Transactions, both sides of a copy counted.
+    pub transactions: u64,
+    /// Bytes read and written.
+    pub bytes: u64,
+    /// Transactions that ended with an error, those that wait for software not counted.
+    pub errors: u64,
+    /// What the port's TLB and walker did; nothing if no SMMU is on the way.
+    pub port: Stats,
+}
+
+/// [`Traffic`] that the port writes and others read.
+pub type SharedTraffic = Arc<Mutex<Traffic>>;
+
 /// An engine's port with a record of its transactions.
 pub struct TracingPort {
     way: Way,
     memory: SystemMemory,
     tracer: Arc<Tracer>,
     engine: Arc<str>,
+    traffic: SharedTraffic,
 }
 
 /// What the TLB will answer instead of the tables.
@@ -118,14 +146,23 @@ fn used(explanation: &Explanation, cached: Option<CachedEntry>) -> Option<Cached
 }
 
 impl TracingPort {
+    fn of(memory: SystemMemory, way: Way, tracer: Arc<Tracer>, engine: &str) -> Self {
+        Self { way, memory, tracer, engine: engine.into(), traffic: SharedTraffic::default() }
+    }
+
+    /// Counts into `traffic`.
+    pub fn counting(self, traffic: SharedTraffic) -> Self {
+        Self { traffic, ..self }
+    }
+
     /// Wraps the port of an SMMUv2 that the engine called `engine` is behind.
     pub fn new(port: portcullis_smmuv2::Port<SystemMemory>, tracer: Arc<Tracer>, engine: &str) -> Self {
-        Self { memory: port.memory().clone(), way: Way::Smmu(Box::new(port)), tracer, engine: engine.into() }
+        Self::of(port.memory().clone(), Way::Smmu(Box::new(port)), tracer, engine)
     }
 
     /// The same for an SMMUv3.
     pub fn v3(port: portcullis_smmuv3::Port<SystemMemory>, tracer: Arc<Tracer>, engine: &str) -> Self {
-        Self { memory: port.memory().clone(), way: Way::Smmu(Box::new(port)), tracer, engine: engine.into() }
+        Self::of(port.memory().clone(), Way::Smmu(Box::new(port)), tracer, engine)
     }
 
     /// The same for an engine with a translation cache of its own, on a port of `model` onto `memory`.
@@ -136,12 +173,12 @@ impl TracingPort {
         tracer: Arc<Tracer>,
         engine: &str,
     ) -> Self {
-        Self { memory, way: Way::Smmu(Box::new(WithAtc { port, model })), tracer, engine: engine.into() }
+        Self::of(memory, Way::Smmu(Box::new(WithAtc { port, model })), tracer, engine)
     }
 
     /// Wraps the port of an engine that reaches memory without an SMMU.
     pub fn direct(memory: SystemMemory, tracer: Arc<Tracer>, engine: &str) -> Self {
-        Self { way: Way::Direct(DirectPort::new(memory.clone())), memory, tracer, engine: engine.into() }
+        Self::of(memory.clone(), Way::Direct(DirectPort::new(memory)), tracer, engine)
     }
 
     fn port(&mut self) -> &mut dyn DmaPort {
@@ -209,6 +246,15 @@ impl TracingPort {
             } else if fault.cached.is_none() {
                 // It went through all the same: the port knew an entry again as soon as it had looked up the stream.
                 fault.cached = used(&fault.explanation, port.cached(&from, va));
+            }
+        }
+        {
+            let mut traffic = self.traffic.lock().unwrap_or_else(PoisonError::into_inner);
+            traffic.transactions += 1;
+            traffic.bytes += done as u64;
+            traffic.errors += u64::from(error.is_some_and(|e| !matches!(e, DmaFault::Stalled(_))));
+            if let Way::Smmu(port) = &self.way {
+                traffic.port = port.stats();
             }
         }
         // What was stale on the way comes before what it led to.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use portcullis_arch::{Access, Iova, Pa, StreamId, SubstreamId};
 use portcullis_bus::{
@@ -167,6 +167,8 @@ pub struct Tracer {
     log: Mutex<Log>,
     lines: IrqLevels,
     edges: Mutex<Edges>,
+    /// Who else hears of interrupts: somebody else's interrupt controller.
+    outside: OnceLock<Arc<dyn InterruptSink>>,
 }
 
 /// Interrupts that are events and not levels.
@@ -195,6 +197,7 @@ impl Tracer {
             log: Mutex::default(),
             lines: IrqLevels::default(),
             edges: Mutex::default(),
+            outside: OnceLock::new(),
         })
     }
 
@@ -205,6 +208,11 @@ impl Tracer {
     /// Rising edges of `line` are remembered until they are taken.
     pub fn configure_edge(&self, line: u32) {
         self.edges().lines.insert(line);
+    }
+
+    /// Interrupts of this machine go to `sink` as well: lines when they change, messages to any address. Once.
+    pub fn forward_interrupts(&self, sink: Arc<dyn InterruptSink>) {
+        let _ = self.outside.set(sink);
     }
 
     /// Messages to `address` are interrupts.
@@ -295,6 +303,10 @@ impl InterruptSink for Tracer {
             if high && edges.lines.contains(&line) {
                 edges.risen.insert(line);
             }
+            drop(edges);
+            if let Some(outside) = self.outside.get() {
+                outside.set_level(line, high);
+            }
         }
     }
 
@@ -307,6 +319,9 @@ impl InterruptSink for Tracer {
             }
             known
         };
+        if let Some(outside) = self.outside.get() {
+            outside.message(address, data);
+        }
         // Elsewhere nothing listens.
         if known {
             self.push(0, EventKind::Message { address, data, lpi: FIRST_LPI.saturating_add(data) });

@@ -101,6 +101,11 @@ impl<P: AtsPort> AtcPort<P> {
         Self { port, shared, place }
     }
 
+    /// The way to the IOMMU.
+    pub fn inner(&self) -> &P {
+        &self.port
+    }
+
     /// The cache.
     pub fn shared(&self) -> &Arc<AtcShared> {
         &self.shared
