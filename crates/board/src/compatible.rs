@@ -67,6 +67,14 @@ pub const ZDMA: &str = "xlnx,zynqmp-dma-1.0";
 /// The compatible string of the whole chip, in the root node.
 pub const ZYNQMP: &str = "xlnx,zynqmp";
 
+/// A property of any modelled node: a string, the name of the node on the board that it was taken from. It counts instead of the
+/// node's own name wherever a device is named, so that a device that was moved to other addresses keeps its name.
+pub const NAME: &str = "portcullis,name";
+/// A property of any modelled node in a tree that is not a ZynqMP's: two cells, the address at which a Zynq UltraScale+ has the
+/// registers of this device. The chip's tables then know the device as if it were there: which channel it is, which stream
+/// ids it sends.
+pub const CHIP_ADDRESS: &str = "portcullis,chip-address";
+
 const TABLE: &[(&str, Kind)] = &[
     ("arm,mmu-500", Kind::Mmu500),
     ("arm,smmu-v2", Kind::SmmuV2),

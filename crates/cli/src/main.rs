@@ -8,6 +8,7 @@ mod decode;
 mod output;
 mod scenario;
 mod shipped;
+mod tell;
 
 use std::cell::RefCell;
 use std::fs::File;

@@ -9,7 +9,7 @@ use super::{
     Agreement, Chip, DeclaredStream, DmaChannel, Its, MachineDescription, Master, MemoryRegion, NodeInfo,
     NotModelled, PlWriter, ReservedRegion, Smmu, Streams,
 };
-use crate::compatible::{Kind, ZYNQMP};
+use crate::compatible::{CHIP_ADDRESS, Kind, NAME, ZYNQMP};
 use crate::tree::{self, Node, NodeId, Region, Status, Tree, TreeError};
 
 impl MachineDescription {
@@ -141,7 +141,7 @@ impl<'t> Builder<'t> {
         disabled_parents.reverse();
         NodeInfo {
             path: node.path.clone(),
-            name: node.name().to_owned(),
+            name: name(node),
             labels: node.labels.clone(),
             phandle: node.phandle,
             status: node.status.clone(),
@@ -215,6 +215,21 @@ impl<'t> Builder<'t> {
         }
     }
 
+    /// Where the chip has the registers of a node: at its own address, or, for a device that was moved, where it says.
+    fn on_chip(&self, node: &Node) -> Result<Option<Pa>, TreeError> {
+        if self.chip == Some(Chip::ZynqMp) {
+            return Ok(node.reg.first().map(|r| r.base));
+        }
+        if node.kind.is_none() {
+            return Ok(None);
+        }
+        let Some(cells) = node.cells(CHIP_ADDRESS)? else { return Ok(None) };
+        match cells.as_slice() {
+            [high, low] => Ok(Some(Pa(u64::from(*high) << 32 | u64::from(*low)))),
+            _ => Err(node.malformed(CHIP_ADDRESS, format!("{} cells instead of 2", cells.len()))),
+        }
+    }
+
     fn smmu(&self, node: &Node, kind: Kind) -> Result<Smmu, TreeError> {
         let legacy = !node.mmu_masters.is_empty();
         let v3 = if kind == Kind::SmmuV3 { Some(self.smmu_v3(node)?) } else { None };
@@ -247,8 +262,8 @@ impl<'t> Builder<'t> {
             interrupt: node.interrupts.first().cloned(),
             bus_width,
             dma_coherent: node.dma_coherent,
-            streams: self.streams(node, region.base),
-            chip: self.chip.and_then(|Chip::ZynqMp| zynqmp::zdma_channel_at(region.base)),
+            streams: self.streams(node)?,
+            chip: self.on_chip(node)?.and_then(zynqmp::zdma_channel_at),
         })
     }
 
@@ -290,20 +305,16 @@ impl<'t> Builder<'t> {
         declared
     }
 
-    fn streams(&self, node: &Node, base: Pa) -> Streams {
-        let actual: Vec<StreamId> = match self.chip.and_then(|Chip::ZynqMp| zynqmp::master_at(base)) {
+    fn streams(&self, node: &Node) -> Result<Streams, TreeError> {
+        let actual: Vec<StreamId> = match self.on_chip(node)?.and_then(zynqmp::master_at) {
             Some(located) => located.streams().collect(),
             None => Vec::new(),
         };
-        Streams { actual, declared: self.declared(node) }
+        Ok(Streams { actual, declared: self.declared(node) })
     }
 
     fn master(&self, node: &Node) -> Result<Option<Master>, TreeError> {
-        let base = node.reg.first().map(|r| r.base);
-        let located = match (self.chip, base) {
-            (Some(Chip::ZynqMp), Some(base)) => zynqmp::master_at(base),
-            _ => None,
-        };
+        let located = self.on_chip(node)?.and_then(zynqmp::master_at);
         let writer = node.kind == Some(Kind::PlWriter);
         // Every function below a bridge that is modelled is a master, but for bridges.
         let function = self.function(node);
@@ -316,17 +327,17 @@ impl<'t> Builder<'t> {
             let actual = port.stream(axi_id).into_iter().collect();
             let title = format!("PL writer on {}", port.info().signal);
             (title, Some(port.info().path), None, Streams { actual, declared: self.declared(node) })
-        } else if let (Some(located), Some(base)) = (located, base) {
+        } else if let Some(located) = located {
             let m = located.master;
             let title = if located.count < m.count {
                 format!("{} {}", m.name, located.first)
             } else {
                 m.name.to_owned()
             };
-            (title, Some(m.path), m.route_bit, self.streams(node, base))
+            (title, Some(m.path), m.route_bit, self.streams(node)?)
         } else {
             let streams = Streams { actual: Vec::new(), declared: self.declared(node) };
-            (node.name().to_owned(), None, None, streams)
+            (name(node), None, None, streams)
         };
         Ok(Some(Master {
             node: self.info(node),
@@ -343,6 +354,14 @@ impl<'t> Builder<'t> {
             streams,
             dma_coherent: node.dma_coherent,
         }))
+    }
+}
+
+/// The name of a device: that of its node, or, for a device that was moved, the one it had before.
+fn name(node: &Node) -> String {
+    match node.string(NAME) {
+        Ok(Some(before)) if node.kind.is_some() && !before.is_empty() => before.to_owned(),
+        _ => node.name().to_owned(),
     }
 }
 

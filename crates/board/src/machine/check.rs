@@ -212,7 +212,10 @@ fn channel_findings(channel: &super::DmaChannel, found: &mut Found) {
     let path = channel.node.path.as_str();
     let Some(chip) = channel.chip else { return };
     let unit = chip.unit;
-    if channel.interrupt.as_ref().and_then(|i| i.spi()) != Some(chip.spi) {
+    // One that was moved to other addresses has other interrupts as well.
+    let moved = channel.region.base != chip.base;
+    let spi = channel.interrupt.as_ref().and_then(|i| i.spi());
+    if !moved && spi != Some(chip.spi) {
         let message =
             format!("the interrupt of {} DMA channel {} is SPI {}", unit.name(), chip.index, chip.spi);
         found.push(Finding::warning(path, Some("interrupts"), message));

@@ -36,7 +36,7 @@ pub enum Chip {
 pub struct NodeInfo {
     /// Full path in the tree; also the device's identity elsewhere in the description.
     pub path: String,
-    /// Name with unit address.
+    /// Name with unit address; of a device that was moved, the one it had before ([`crate::compatible::NAME`]).
     pub name: String,
     /// Labels, where the tree has them.
     pub labels: Vec<String>,
@@ -274,7 +274,8 @@ pub struct DmaChannel {
     pub dma_coherent: bool,
     /// Its streams. [`Streams::first`] is what the model should send.
     pub streams: Streams,
-    /// The channel of the chip that it is, by its address.
+    /// The channel of the chip that it is, by its address, or by the one it had before it was moved
+    /// ([`crate::compatible::CHIP_ADDRESS`]).
     pub chip: Option<&'static zynqmp::ZdmaChannel>,
 }
 

@@ -221,3 +221,23 @@ fn what_is_not_modelled_is_listed() {
     assert_eq!(listed, ["simple-bus", "arm,gic-400", "cdns,uart-r1p12"]);
     assert_eq!(about(&desc, "/axi/serial@ff000000").len(), 1);
 }
+
+#[test]
+fn a_device_that_was_moved_keeps_its_name_and_its_place_on_the_chip() {
+    let mut dt = Dt::of(&thesis());
+    dt.prop("/", "compatible", string("linux,dummy-virt"));
+    dt.prop(FPD0, "reg", cells([0, 0xC000_0000, 0, 0x1000]));
+    dt.prop(FPD0, "interrupts", cells([0, 40, 4]));
+    let moved = |dt: &Dt| describe(dt).unwrap().dma_channels[0].clone();
+    assert_eq!((moved(&dt).chip, moved(&dt).streams.actual.len()), (None, 0));
+    dt.prop(FPD0, "portcullis,chip-address", cells([0, 0xFD50_0000]));
+    dt.prop(FPD0, "portcullis,name", string("dma@here"));
+    let channel = moved(&dt);
+    assert_eq!((channel.chip, &*channel.node.name), (Some(&zynqmp::ZDMA_CHANNELS[0]), "dma@here"));
+    assert_eq!(channel.streams.actual, [StreamId(0x14E8)]);
+    let desc = describe(&dt).unwrap();
+    assert_eq!(desc.master(FPD0).unwrap().title, "FPD DMA channel 0");
+    assert_eq!(about(&desc, FPD0), []);
+    dt.prop(FPD0, "portcullis,chip-address", cells([0]));
+    assert!(error(&dt).ends_with("property `portcullis,chip-address`: 1 cells instead of 2"), "{}", error(&dt));
+}

@@ -214,6 +214,19 @@ impl Machine {
         done.unwrap_or(Activity::Idle)
     }
 
+    /// Steps every engine up to `max_steps` times, while one works and has more to do, and says what the most active one
+    /// did last. The clock goes on with the steps only: whoever calls this lets time pass.
+    pub fn work(&self, max_steps: u32) -> Activity {
+        let mut activity = Activity::Idle;
+        for _ in 0..max_steps {
+            activity = self.step_all();
+            if activity != Activity::Busy {
+                break;
+            }
+        }
+        activity
+    }
+
     /// Runs until every engine is idle or stalled; time passes where they wait for it.
     ///
     /// # Errors

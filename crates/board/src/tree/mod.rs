@@ -111,7 +111,10 @@ impl Tree {
     }
 
     /// The tree after `edit` has changed it, checked again.
-    pub(crate) fn edit(
+    ///
+    /// # Errors
+    /// What `edit` returns, or what is wrong with the changed tree, as [`Tree::from_dtb`].
+    pub fn edit(
         &self,
         edit: impl FnOnce(&mut DeviceTree) -> Result<(), TreeError>,
     ) -> Result<Self, TreeError> {

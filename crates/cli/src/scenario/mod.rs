@@ -17,6 +17,7 @@ use rhai::{Engine, EvalAltResult, Position};
 
 use crate::output::{Item, Output};
 use crate::shipped::Scenario;
+pub use reports::stale_item;
 pub use world::World;
 
 /// Operations that a script may make; the shipped ones make some thousands.

@@ -5,22 +5,18 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use portcullis_arch::{Access, Attributes};
-use portcullis_board::sim::{
-    AtsEvent, EngineSlot, Event, EventKind, Explanation, Fault, Machine, Options, Recording, SmmuModel,
-    TransactionEvent,
-};
+use portcullis_board::sim::{EventKind, Machine, Options, Recording, TransactionEvent};
 use portcullis_board::system::System;
-use portcullis_bus::{DmaFault, Initiator, StaleRead};
-use portcullis_explain::{CauseContext, Seen, Story, Unmapped, causes, causes_v3, story, story_v3};
+use portcullis_bus::StaleRead;
+use portcullis_explain::Unmapped;
 use portcullis_iommu::{Domain, InstanceId, RoutedFault};
-use portcullis_smmuv3::Caps;
 use rhai::{Dynamic, Map};
 
 use super::Context;
 use super::api::BootRequest;
 use super::reports;
-use crate::output::{Item, Report, ats};
+use crate::output::{Item, Report};
+use crate::tell::Teller;
 
 /// Unmappings that are remembered.
 const MAX_UNMAPPED: usize = 1 << 16;
@@ -82,37 +78,19 @@ impl World {
     pub fn drain(&self, context: &Context) {
         let (events, lost) = self.system.machine().tracer().take();
         let batch = self.system.core().take_faults();
-        let stale = |e: &Event| match &e.kind {
-            EventKind::Stale(s) => Some(s.clone()),
-            _ => None,
-        };
-        let stale: Vec<StaleRead> = events.iter().filter_map(stale).collect();
-        // The engine whose translation request was refused last.
-        let mut refused: Option<&Arc<str>> = None;
+        let stale = self.teller(context, |teller| teller.events(&events, &mut |item| context.emit(item)));
         for event in &events {
             match &event.kind {
-                EventKind::Transaction(t) => {
-                    let asked = refused.take().is_some_and(|engine| **engine == *t.engine);
-                    self.transaction(context, event.at, t, &stale, asked);
-                }
-                EventKind::Stale(s) => context.emit(reports::stale_item(s)),
                 EventKind::Ats { engine, what } => {
-                    let (kind, text, bad) = ats::text(what);
-                    if matches!(what, AtsEvent::Request { .. }) {
-                        refused = bad.then_some(engine);
-                    }
-                    context.emit(Item::Ats { engine: engine.to_string(), what: kind, text, refused: bad });
                     self.ats.borrow_mut().push(reports::ats_map(engine, what));
                 }
-                EventKind::Message { address, data, lpi } => {
-                    let address = format!("{address:#x}");
-                    context.emit(Item::Message { address, data: *data, lpi: *lpi });
+                EventKind::Message { data, lpi, .. } => {
                     let values = [("data", i64::from(*data)), ("lpi", i64::from(*lpi))];
                     self.messages
                         .borrow_mut()
                         .push(values.map(|(k, v)| (k.into(), v.into())).into_iter().collect());
                 }
-                EventKind::Register { .. } | EventKind::Interrupt { .. } | EventKind::Note(_) => {}
+                _ => {}
             }
         }
         if lost > 0 {
@@ -129,75 +107,10 @@ impl World {
         context.keep(events);
     }
 
-    /// `asked` if the engine asked for a translation and did not get it.
-    fn transaction(
-        &self,
-        context: &Context,
-        at: u64,
-        t: &TransactionEvent,
-        stale: &[StaleRead],
-        asked: bool,
-    ) {
-        for (explanation, cached) in &t.translations {
-            let story =
-                self.tell(&t.engine, explanation, Seen { cached: *cached, passed: self.passed(t), asked });
-            context.emit(Item::Explain { engine: t.engine.to_string(), story });
-        }
-        context.emit(transfer(at.saturating_add(context.epoch.get()), t));
-        if let Some(fault) = &t.fault {
-            context.emit(self.fault(t, fault, stale, asked));
-        } else if let Some((fault, pa)) = self.translated_to_nowhere(t) {
-            context.emit(self.fault(t, &fault, stale, false));
-            let text = format!(
-                "the IOMMU let it pass; nothing answers at physical {pa:#x}: is the right page mapped?"
-            );
-            context.emit(Item::Say { text });
-        }
-    }
-
-    /// A transaction that got its translation and then no answer from memory.
-    fn translated_to_nowhere(&self, t: &TransactionEvent) -> Option<(Fault, u64)> {
-        let Some((done, DmaFault::Bus(_))) = t.error else { return None };
-        let machine = self.system.machine();
-        let smmu = &machine.smmu_at(machine.engine(&t.engine)?.smmu?)?.model;
-        let from = Initiator {
-            substream: t.substream,
-            ..Initiator::new(t.stream).with_attrs(Attributes::DEVICE_DEFAULT)
-        };
-        let explanation = self.quietly(|| smmu.explain(from, t.iova.wrapping_add(done as u64), t.access));
-        let pa = explanation.output()?;
-        Some((Fault { explanation, cached: None }, pa))
-    }
-
-    fn fault(&self, t: &TransactionEvent, fault: &Fault, stale: &[StaleRead], asked: bool) -> Item {
-        let machine = self.system.machine();
-        let ram: Vec<_> = machine.memory().regions().collect();
-        let name = |e: &EngineSlot| (e.stream, e.name.to_string());
-        let names: Vec<_> = machine.engines().iter().map(name).collect();
-        let evidence = CauseContext {
-            zynqmp: machine.description().chip.is_some(),
-            ram: &ram,
-            stale,
-            cached: fault.cached,
-            passed: self.passed(t),
-            names: &names,
-            unmapped: &self.unmapped_from(t),
-        };
-        let slot = machine.engine(&t.engine).and_then(|e| machine.smmu_at(e.smmu?));
-        let find = || match (slot.map(|s| &s.model), &fault.explanation) {
-            (Some(SmmuModel::V2(model)), Explanation::V2(e)) => causes(model, e, &evidence),
-            (Some(SmmuModel::V3(model)), Explanation::V3(e)) => causes_v3(model, e, &evidence),
-            _ => Vec::new(),
-        };
-        Item::Fault {
-            engine: t.engine.to_string(),
-            story: self.tell(
-                &t.engine,
-                &fault.explanation,
-                Seen { cached: fault.cached, passed: self.passed(t), asked },
-            ),
-            causes: self.quietly(find),
-        }
+    /// Somebody who tells what happened on this machine.
+    pub fn teller<R>(&self, context: &Context, tell: impl FnOnce(Teller<'_>) -> R) -> R {
+        let unmapped = |t: &TransactionEvent| self.unmapped_from(t);
+        tell(Teller { machine: self.system.machine(), epoch: context.epoch.get(), unmapped: &unmapped })
     }
 
     /// Remembers that an engine uses a domain, or none that a script unmaps from.
@@ -229,14 +142,6 @@ impl World {
             .collect()
     }
 
-    /// Looks at what hardware would read, without reports of stale reads: it has not read.
-    pub fn quietly<R>(&self, look: impl FnOnce() -> R) -> R {
-        match self.system.machine().memory().cpu_cache() {
-            Some(cache) => cache.unreported(look),
-            None => look(),
-        }
-    }
-
     /// The name that Linux gives to an SMMU: unit address and name of its node.
     fn device_name(&self, instance: InstanceId) -> String {
         let bound = self.system.smmus().iter().find(|s| s.instance == instance);
@@ -255,25 +160,6 @@ impl World {
     fn queue_indices(&self) -> u32 {
         let entries = self.system.smmu_v3().map_or(1, |(_, driver)| driver.commands().entries());
         u32::try_from(2 * entries - 1).unwrap_or(u32::MAX)
-    }
-
-    /// The story of a translation.
-    pub fn tell(&self, engine: &str, explanation: &Explanation, seen: Seen) -> Story {
-        match explanation {
-            Explanation::V2(e) => story(e, seen.cached),
-            Explanation::V3(e) => {
-                let machine = self.system.machine();
-                let slot = machine.engine(engine).and_then(|e| machine.smmu_at(e.smmu?));
-                let caps = slot.and_then(|s| s.model.v3()).map_or_else(Caps::full, |m| m.caps().clone());
-                story_v3(e, &caps, &seen)
-            }
-        }
-    }
-
-    /// True if a transaction went through and its engine asks the SMMU each time.
-    fn passed(&self, t: &TransactionEvent) -> bool {
-        let engine = self.system.machine().engine(&t.engine);
-        t.error.is_none() && engine.is_some_and(|e| e.atc.is_none())
     }
 
     /// The faults reported since the last call, as maps.
@@ -308,24 +194,5 @@ impl World {
     /// The stale reads since the last call, as maps.
     pub fn take_stale(&self) -> rhai::Array {
         self.stale.borrow_mut().drain(..).map(|s| Dynamic::from(reports::stale_map(&s))).collect()
-    }
-}
-
-fn transfer(at_ns: u64, t: &TransactionEvent) -> Item {
-    let done = t.error.map_or(t.len, |(n, _)| n);
-    let error = t.error.map(|(_, e)| match e {
-        DmaFault::Stalled(_) => "stalled".to_string(),
-        e => e.to_string(),
-    });
-    Item::Transfer {
-        at_ns,
-        engine: t.engine.to_string(),
-        stream: t.stream.get(),
-        substream: t.substream.map(|s| s.get()),
-        access: if t.access == Access::Read { "read" } else { "write" },
-        iova: format!("{:#x}", t.iova),
-        len: t.len,
-        done,
-        error,
     }
 }

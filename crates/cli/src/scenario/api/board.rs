@@ -443,7 +443,8 @@ impl Board {
         if let Some(n) = substream {
             from.substream = Some(SubstreamId(number("substream", n)?));
         }
-        Ok(self.world.quietly(|| smmu.model.explain(from, Iova(address(iova)), access)))
+        let explain = || smmu.model.explain(from, Iova(address(iova)), access);
+        Ok(self.world.teller(&self.context, |teller| teller.quietly(explain)))
     }
 
     fn explain(&mut self, engine: EngineHandle, iova: i64, access: &str) -> Result<String> {
@@ -462,8 +463,9 @@ impl Board {
             "write" => Access::Write,
             other => return fail(format!("{other:?} is not \"read\" or \"write\"")),
         };
+        let look = self.look(&engine, substream, iova, access)?;
         let story =
-            self.world.tell(&engine.name, &self.look(&engine, substream, iova, access)?, Seen::default());
+            self.world.teller(&self.context, |teller| teller.tell(&engine.name, &look, Seen::default()));
         let text = story.to_string();
         self.context.emit(Item::Explain { engine: engine.name, story });
         Ok(text)
