@@ -5,6 +5,7 @@
 
 mod bench;
 mod decode;
+mod linux;
 mod output;
 mod scenario;
 mod shipped;
@@ -92,6 +93,9 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Boot a real kernel in QEMU on a board: its own drivers program our SMMUs and engines. Needs what scripts/linux-kit
+    /// fetches.
+    Linux(linux::LinuxArguments),
     /// Measure the performance goals.
     Bench {
         /// Only groups whose name contains this.
@@ -126,6 +130,7 @@ fn main() -> ExitCode {
         Command::Scenarios { board, json } => scenarios(&board, json),
         Command::Machine { board, protect, json } => machine(&board, protect.as_deref(), json),
         Command::Decode { file, json } => decode(file.as_deref(), json),
+        Command::Linux(arguments) => linux::linux(&arguments),
         Command::Bench { filter, json } => bench(filter.as_deref().unwrap_or(""), json),
     };
     match result {

@@ -9,10 +9,12 @@
 //! | the protocol: messages, one connection, what a function must answer | [`vfio_user`] |
 //! | finding, starting and steering QEMU; the kit of guest images | [`qemu`] |
 //! | the guest's device tree, from QEMU's own and the board's | [`guest_tree`] |
+//! | all of it: a kernel on a board | [`linux`] |
 //! | a board behind the window: memory, interrupts, time, the record | [`session`] |
 #![deny(unsafe_code)]
 
 pub mod guest_tree;
+pub mod linux;
 pub mod qemu;
 pub mod session;
 pub mod vfio_user;

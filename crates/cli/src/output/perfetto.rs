@@ -14,6 +14,8 @@ pub struct Trace<W> {
     file: W,
     scenarios: u32,
     events: u64,
+    /// Tracks of the scenario under way.
+    tracks: BTreeMap<String, u32>,
 }
 
 impl<W: Write> Trace<W> {
@@ -23,7 +25,7 @@ impl<W: Write> Trace<W> {
     /// Those of the file.
     pub fn new(mut file: W) -> io::Result<Self> {
         file.write_all(b"{\"displayTimeUnit\":\"ns\",\"traceEvents\":[")?;
-        Ok(Self { file, scenarios: 0, events: 0 })
+        Ok(Self { file, scenarios: 0, events: 0, tracks: BTreeMap::new() })
     }
 
     fn put(&mut self, event: &Value) -> io::Result<()> {
@@ -37,14 +39,31 @@ impl<W: Write> Trace<W> {
     /// # Errors
     /// Those of the file.
     pub fn add(&mut self, scenario: &str, events: &[Event]) -> io::Result<()> {
+        self.begin(scenario)?;
+        self.more(events)
+    }
+
+    /// Begins a scenario.
+    ///
+    /// # Errors
+    /// Those of the file.
+    pub fn begin(&mut self, scenario: &str) -> io::Result<()> {
         self.scenarios += 1;
+        self.tracks.clear();
         let pid = self.scenarios;
-        self.put(&json!({"ph": "M", "pid": pid, "name": "process_name", "args": {"name": scenario}}))?;
-        let mut tracks = BTreeMap::new();
+        self.put(&json!({"ph": "M", "pid": pid, "name": "process_name", "args": {"name": scenario}}))
+    }
+
+    /// Adds events of the scenario that was begun last.
+    ///
+    /// # Errors
+    /// Those of the file.
+    pub fn more(&mut self, events: &[Event]) -> io::Result<()> {
+        let pid = self.scenarios;
         for event in events {
             let (track, name, args) = describe(&event.kind);
-            let next = tracks.len() as u32 + 1;
-            let tid = *tracks.entry(track.clone()).or_insert(next);
+            let next = self.tracks.len() as u32 + 1;
+            let tid = *self.tracks.entry(track.clone()).or_insert(next);
             if tid == next {
                 let args = json!({"name": track});
                 self.put(&json!({"ph": "M", "pid": pid, "tid": tid, "name": "thread_name", "args": args}))?;

@@ -1,0 +1,115 @@
+//! The thread at QEMU's control sockets: places the windows, lets the guest run, follows reboots.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use crate::qemu::{Connector, Control, ControlError, QmpEvent, Reason, Window};
+
+/// How long QEMU may take to build its devices.
+const CONNECT: Duration = Duration::from_secs(30);
+/// How long a wait for an event lasts: how late the end can be noticed.
+const LOOK: Duration = Duration::from_millis(50);
+
+/// What happened at the control sockets.
+#[derive(Debug)]
+pub enum Progress {
+    /// The windows are placed and the guest runs.
+    Running,
+    /// The guest has rebooted and runs again.
+    Rebooted,
+    /// The guest powered off.
+    Off,
+    /// The guest's kernel panicked.
+    Panicked(String),
+    /// It does not go on.
+    Failed(String),
+}
+
+/// The thread, from outside.
+pub struct Steering {
+    progress: Receiver<Progress>,
+    end: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Steering {
+    /// Connects, places `windows`, lets the guest run, and follows what QEMU says.
+    pub fn start(connector: Connector, windows: Vec<Window>) -> Self {
+        let (send, progress) = channel();
+        let end = Arc::new(AtomicBool::new(false));
+        let ended = end.clone();
+        let thread = std::thread::Builder::new().name("qemu-control".into()).spawn(move || {
+            let control = match connector.connect(CONNECT) {
+                Ok(control) => control,
+                Err(error) => {
+                    let _ = send.send(Progress::Failed(error.to_string()));
+                    return;
+                }
+            };
+            if let Err(error) = steer(control, &windows, &send, &ended)
+                && !ended.load(Ordering::Relaxed)
+            {
+                let _ = send.send(Progress::Failed(error.to_string()));
+            }
+        });
+        // Without the thread nothing is ever placed: the receiver says so at once.
+        Self { progress, end, thread: thread.ok() }
+    }
+
+    /// What happened since the last call.
+    pub fn progress(&self) -> Option<Progress> {
+        if self.thread.is_none() {
+            return Some(Progress::Failed("no thread could be started for QEMU's control sockets".into()));
+        }
+        self.progress.try_recv().ok()
+    }
+
+    /// The thread need not go on.
+    pub fn end(&self) {
+        self.end.store(true, Ordering::Relaxed);
+    }
+}
+
+impl Drop for Steering {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+fn steer(
+    mut control: Control,
+    windows: &[Window],
+    send: &Sender<Progress>,
+    end: &AtomicBool,
+) -> Result<(), ControlError> {
+    for window in windows {
+        control.place_window(*window)?;
+    }
+    control.cont()?;
+    let say = |progress| {
+        let _ = send.send(progress);
+    };
+    say(Progress::Running);
+    while !end.load(Ordering::Relaxed) {
+        match control.next_event(LOOK)? {
+            Some(QmpEvent::Shutdown(Reason::GuestReset)) => {
+                control.restart(windows)?;
+                say(Progress::Rebooted);
+            }
+            Some(QmpEvent::Shutdown(reason)) => {
+                let _ = control.quit();
+                if reason == Reason::GuestPanic {
+                    say(Progress::Panicked("QEMU was told so".into()));
+                }
+                say(Progress::Off);
+                return Ok(());
+            }
+            Some(QmpEvent::GuestPanicked(text)) => say(Progress::Panicked(text)),
+            Some(_) | None => {}
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,2 @@
+//! Real QEMU and a real kernel.
+#![cfg(feature = "linux")]
