@@ -139,7 +139,8 @@ fn assert_same_machine(board: &MachineDescription, guest: &MachineDescription) {
         assert_eq!(bv.map(|v| v.preset), gv.map(|v| v.preset));
         assert_eq!(bv.map(|v| v.msi.is_some()), gv.map(|v| v.msi.is_some()));
         let wires = |v: &portcullis_board::machine::SmmuV3| {
-            [&v.combined, &v.eventq, &v.priq, &v.cmdq_sync, &v.gerror].map(|w| w.as_ref().map(|w| w.is_edge()))
+            [&v.combined, &v.eventq, &v.priq, &v.cmdq_sync, &v.gerror]
+                .map(|w| w.as_ref().map(|w| w.is_edge()))
         };
         assert_eq!(bv.map(wires), gv.map(wires));
     }
@@ -153,13 +154,19 @@ fn assert_same_machine(board: &MachineDescription, guest: &MachineDescription) {
     assert_eq!(board.pl_writers.len(), guest.pl_writers.len());
     for (b, g) in board.pl_writers.iter().zip(&guest.pl_writers) {
         assert_eq!(identity(&b.node), identity(&g.node));
-        assert_eq!((b.port, b.axi_id, b.ax_prot, b.dma_coherent), (g.port, g.axi_id, g.ax_prot, g.dma_coherent));
+        assert_eq!(
+            (b.port, b.axi_id, b.ax_prot, b.dma_coherent),
+            (g.port, g.axi_id, g.ax_prot, g.dma_coherent)
+        );
         assert_eq!(b.streams, g.streams);
     }
     assert_eq!(board.test_devices.len(), guest.test_devices.len());
     for (b, g) in board.test_devices.iter().zip(&guest.test_devices) {
         assert_eq!((&b.node.labels, b.node.available), (&g.node.labels, g.node.available));
-        assert_eq!((b.pasid_bits, b.ats, b.pri, b.dma_coherent), (g.pasid_bits, g.ats, g.pri, g.dma_coherent));
+        assert_eq!(
+            (b.pasid_bits, b.ats, b.pri, b.dma_coherent),
+            (g.pasid_bits, g.ats, g.pri, g.dma_coherent)
+        );
         assert_eq!(numbers(board, &b.streams.declared), numbers(guest, &g.streams.declared));
         assert_eq!(b.region.size, g.region.size);
     }
@@ -202,7 +209,8 @@ fn a_machine_built_from_either_tree_has_engines_of_the_same_names() {
     for name in BOARDS {
         let board = board(name);
         // Less RAM than QEMU's tree says, for speed.
-        let guest = make(&board, &with(&virt(), "/memory@40000000", "reg", cells([0, 0x4000_0000, 0, 0x100_0000])));
+        let guest =
+            make(&board, &with(&virt(), "/memory@40000000", "reg", cells([0, 0x4000_0000, 0, 0x100_0000])));
         let (b, g) = (describe(&board), describe(&guest.tree));
         let b = Machine::build(b, Build::default()).unwrap();
         let g = Machine::build(g, Build::default()).unwrap();
@@ -260,7 +268,10 @@ fn the_kernel_is_told_of_the_pci_memory_before_the_window_only() {
     assert_eq!(guest.window.base, Pa(0x2000_0000));
     assert_eq!(cell_list(&guest.tree, "/pcie@10000000", "ranges")[13], 0x1000_0000);
     for (base, expected) in [
-        (0x2000_1000, "the register window of 0x80000 bytes at 0x20001000: its base must be a multiple of its size"),
+        (
+            0x2000_1000,
+            "the register window of 0x80000 bytes at 0x20001000: its base must be a multiple of its size",
+        ),
         (0x1000_0000, "leave the first 0x100000 bytes of it to PCI devices"),
         (0x3ef8_0000, "it must lie in QEMU's 32-bit PCI memory 0x10000000..0x3efeffff"),
         (0xffff_ffff_fff8_0000, "it must lie in QEMU's 32-bit PCI memory"),
@@ -273,7 +284,14 @@ fn the_kernel_is_told_of_the_pci_memory_before_the_window_only() {
 
 #[test]
 fn a_smaller_bridge_gets_the_window_at_its_end_or_is_refused() {
-    let ranges = |size: u32| with(&virt(), "/pcie@10000000", "ranges", cells([0x200_0000, 0, 0x1000_0000, 0, 0x1000_0000, 0, size]));
+    let ranges = |size: u32| {
+        with(
+            &virt(),
+            "/pcie@10000000",
+            "ranges",
+            cells([0x200_0000, 0, 0x1000_0000, 0, 0x1000_0000, 0, size]),
+        )
+    };
     let guest = make(&board("smmuv3"), &ranges(0x40_0000));
     assert_eq!(guest.window, Region { base: Pa(0x1038_0000), size: 0x8_0000 });
     // The test devices are in what is left of the same memory.
@@ -307,7 +325,8 @@ fn what_is_copied_refers_to_what_is_in_the_guest() {
     // The board's SMMU has phandle 0x8002, which is QEMU's GIC.
     // Give it to the SMMU, and what the SMMU had to the GIC.
     let board = board("zynqmp-thesis");
-    let (smmu, gic) = (board.find(SMMU2).unwrap().phandle.unwrap(), cell_list(&board, "/", "interrupt-parent")[0]);
+    let (smmu, gic) =
+        (board.find(SMMU2).unwrap().phandle.unwrap(), cell_list(&board, "/", "interrupt-parent")[0]);
     let board = board
         .edit(|model| {
             let set = |node: &mut DeviceTreeNode, name: &str, value: Vec<u8>| {
@@ -315,7 +334,8 @@ fn what_is_copied_refers_to_what_is_in_the_guest() {
             };
             set(&mut model.root, "interrupt-parent", cells([smmu]));
             for child in node(&mut model.root, "/axi").children_mut() {
-                let streams = child.property_mut("iommus").map(|p| dtoolkit::Property::value(&&*p)[4..].to_vec());
+                let streams =
+                    child.property_mut("iommus").map(|p| dtoolkit::Property::value(&&*p)[4..].to_vec());
                 if let Some(stream) = streams {
                     set(child, "iommus", [cells([0x8002]), stream].concat());
                 }
@@ -404,7 +424,8 @@ fn when_no_number_is_left_the_error_says_for_what() {
 
 #[test]
 fn messages_go_to_qemus_its_with_device_id_0() {
-    let guest_smmu = |guest: &GuestTree| guest.placed.iter().find(|p| p.kind.is_smmu()).unwrap().guest_path.clone();
+    let guest_smmu =
+        |guest: &GuestTree| guest.placed.iter().find(|p| p.kind.is_smmu()).unwrap().guest_path.clone();
     let of = |messages: Messages, qemu: &Tree, board: &Tree| {
         guest_tree(board, qemu, &Options { messages, ..Options::default() })
     };
@@ -434,7 +455,8 @@ fn messages_go_to_qemus_its_with_device_id_0() {
     let guest = of(Messages::Messages, &qemu, &wired).unwrap();
     assert_eq!(cell_list(&guest.tree, &guest_smmu(&guest), "msi-parent"), [0x8003, 0]);
 
-    let no_its = without_node(&without(&qemu, "/pcie@10000000", &["msi-map"]), "/intc@8000000", "its@8080000");
+    let no_its =
+        without_node(&without(&qemu, "/pcie@10000000", &["msi-map"]), "/intc@8000000", "its@8080000");
     let guest = of(Messages::AsBoard, &no_its, &board).unwrap();
     assert_eq!(guest.its_translater, None);
     assert_eq!(guest.tree.find(&guest_smmu(&guest)).unwrap().property("msi-parent"), None);
@@ -500,7 +522,9 @@ fn test_devices_become_functions_in_slots_of_their_own() {
 fn a_bridge_that_cannot_take_functions_is_refused() {
     let map = with(&virt(), "/apb-pclk", "#iommu-cells", cells([1]));
     let map = with(&map, "/pcie@10000000", "iommu-map", cells([0, 0x8000, 0, 1]));
-    assert!(error(&board("smmuv3"), &map).contains("has `iommu-map`: start QEMU without an IOMMU of its own"));
+    assert!(
+        error(&board("smmuv3"), &map).contains("has `iommu-map`: start QEMU without an IOMMU of its own")
+    );
     // The thesis board has no functions, so nothing is in the way there.
     assert!(guest_tree(&board("zynqmp-thesis"), &map, &Options::default()).is_ok());
     let taken = with(&virt(), "/pcie@10000000/nic@2,0", "reg", cells([0x1000, 0, 0, 0, 0]));
@@ -549,7 +573,9 @@ fn the_legacy_binding_is_left_out_and_said_to_be() {
     let mut board = board("zynqmp-thesis");
     let smmu = board.find(SMMU2).unwrap().phandle.unwrap();
     assert!(smmu != 0x7000);
-    for path in board.nodes().iter().filter(|n| !n.iommus.is_empty()).map(|n| n.path.clone()).collect::<Vec<_>>() {
+    for path in
+        board.nodes().iter().filter(|n| !n.iommus.is_empty()).map(|n| n.path.clone()).collect::<Vec<_>>()
+    {
         board = without(&board, &path, &["iommus"]);
     }
     board = with(&board, FPD0, "phandle", cells([0x7000]));
@@ -580,10 +606,7 @@ fn what_is_not_in_use_stays_so_and_takes_no_room() {
     assert!(!guest.tree.find("/portcullis/dma-controller@30010000,1").unwrap().available);
 
     let all_off = with(&board, "/soc", "status", *b"disabled\0");
-    assert!(matches!(
-        guest_tree(&all_off, &virt(), &Options::default()),
-        Err(GuestTreeError::NoDevices)
-    ));
+    assert!(matches!(guest_tree(&all_off, &virt(), &Options::default()), Err(GuestTreeError::NoDevices)));
 }
 
 #[test]
@@ -612,7 +635,9 @@ fn more_registers_than_the_largest_window_has_are_refused_by_name() {
     let message = error(&big, &virt());
     assert_eq!(
         message,
-        format!("{FPD0}: its registers end 0x10000000 bytes into the window, which can have 0x8000000 at most")
+        format!(
+            "{FPD0}: its registers end 0x10000000 bytes into the window, which can have 0x8000000 at most"
+        )
     );
     let mut many = board("zynqmp-thesis");
     for n in 0..3u32 {
@@ -638,19 +663,38 @@ fn a_tree_that_is_not_virts_is_refused_with_what_is_missing() {
     refused(&board, "/soc/dma-controller@30000000: a device of a board is in it already");
     refused(&make(&board, &qemu).tree, "give the tree as QEMU dumps it");
     let smmu = with(&qemu, "/smmuv3@9050000", "reg", cells([0, 0x905_0000, 0, 0x2_0000]));
-    refused(&with(&smmu, "/smmuv3@9050000", "compatible", *b"arm,smmu-v3\0"), "start it without `iommu=smmuv3`");
+    refused(
+        &with(&smmu, "/smmuv3@9050000", "compatible", *b"arm,smmu-v3\0"),
+        "start it without `iommu=smmuv3`",
+    );
     let nothing = Tree::from_dtb(&dtoolkit::model::DeviceTree::new().to_dtb()).unwrap();
     refused(&nothing, "no `interrupt-parent`");
     refused(&with(&qemu, "/", "interrupt-parent", cells([0x8000])), "its `interrupt-parent` is no GIC");
     refused(&without_node(&qemu, "/", "pcie@10000000"), "start QEMU with `-machine virt`");
-    refused(&with(&qemu, "/pcie@10000000", "ranges", cells([0x100_0000, 0, 0, 0, 0, 0, 0])), "no 32-bit memory");
+    refused(
+        &with(&qemu, "/pcie@10000000", "ranges", cells([0x100_0000, 0, 0, 0, 0, 0, 0])),
+        "no 32-bit memory",
+    );
     refused(&with(&qemu, "/pcie@10000000", "ranges", cells([1, 2])), "`ranges` has 2 cells");
     let elsewhere = cells([0x200_0000, 0, 0x1000_0000, 0, 0x5000_0000, 0, 0x1000_0000]);
     refused(&with(&qemu, "/pcie@10000000", "ranges", elsewhere), "0x10000000 on the bus and at 0x50000000");
-    refused(&with(&qemu, "/pcie@10000000", "interrupt-map", cells([0, 0, 0, 1, 0x8002, 0, 0, 0])), "cut short");
+    refused(
+        &with(&qemu, "/pcie@10000000", "interrupt-map", cells([0, 0, 0, 1, 0x8002, 0, 0, 0])),
+        "cut short",
+    );
     refused(&with(&qemu, "/portcullis", "ranges", Vec::new()), "/portcullis: it is in the way");
     let last = with(&qemu, "/pl061@9030000", "phandle", cells([0xffff_fffe]));
     assert_eq!(error(&board, &last), "no phandle is left in QEMU's device tree");
+}
+
+#[test]
+fn a_controller_of_messages_that_takes_no_device_id_is_no_obstacle() {
+    // QEMU's GICv2m has no `#msi-cells`, and the bridge's `msi-map` names it.
+    let qemu = without(&virt(), "/intc@8000000/its@8080000", &["#msi-cells"]);
+    let qemu = with(&qemu, "/intc@8000000/its@8080000", "compatible", *b"arm,gic-v2m-frame\0");
+    let guest = make(&board("smmuv3"), &qemu);
+    assert_eq!(guest.its_translater, None);
+    assert!(left_out(&guest, SMMU3)[0].contains("no ITS"));
 }
 
 #[test]
@@ -668,8 +712,11 @@ fn qemus_own_nodes_are_untouched() {
     let guest = make(&board("smmuv3"), &qemu);
     for node in qemu.nodes() {
         let after = guest.tree.find(&node.path).unwrap();
-        let changed: Vec<_> =
-            node.properties().filter(|(name, value)| after.property(name) != Some(*value)).map(|(n, _)| n).collect();
+        let changed: Vec<_> = node
+            .properties()
+            .filter(|(name, value)| after.property(name) != Some(*value))
+            .map(|(n, _)| n)
+            .collect();
         let expected: &[&str] = if node.path == "/pcie@10000000" { &["ranges"] } else { &[] };
         assert_eq!(changed, expected, "{}", node.path);
     }

@@ -203,10 +203,16 @@ fn a_peer_that_dies_with_answers_unread_is_closed_not_an_error() {
 #[test]
 fn lost_framing_names_the_place_and_the_field() {
     let cases = [
-        ("0200 0900 0f000000 00000000 00000000", "message 0x0002 (REGION_READ) at byte 20 of the stream: size field is 15"),
+        (
+            "0200 0900 0f000000 00000000 00000000",
+            "message 0x0002 (REGION_READ) at byte 20 of the stream: size field is 15",
+        ),
         ("0200 0900 00000000 00000000 00000000", "size field is 0, less than the header's 16"),
         ("0200 0900 ffffffff 00000000 00000000", "size field is 4294967295, the limit is 2097152"),
-        ("0200 ff00 10000000 02000000 00000000", "(unknown command) at byte 20 of the stream: flags field is 0x2"),
+        (
+            "0200 ff00 10000000 02000000 00000000",
+            "(unknown command) at byte 20 of the stream: flags field is 0x2",
+        ),
         ("0200 0900 10000000 0f000000 00000000", "its type is neither request (0) nor reply (1)"),
     ];
     for (bytes, message) in cases {
@@ -308,11 +314,9 @@ fn output_never_starts_a_read_inside_a_header() {
                 wire.connection.flush().unwrap();
                 have += wire.peer.read(&mut body[have..]).unwrap_or(0);
             }
-            wire.peer
-                .write_all(&[&header[..2], &hex("0c00 10000000 01000000 00000000")].concat())
-                .unwrap();
+            wire.peer.write_all(&[&header[..2], &hex("0c00 10000000 01000000 00000000")].concat()).unwrap();
+            wire.pump().unwrap();
         }
-        wire.pump().unwrap();
         while wire.connection.outstanding() > 0 {
             wire.pump().unwrap();
         }
@@ -374,7 +378,7 @@ fn random_message(random: &mut Random, id: u16, out: &mut Vec<u8>) -> (u16, u32)
             out.extend((small(random) << 12).to_le_bytes());
         }
         (4..=7, _) => {
-            out.extend((small(random) as u32 + 16).to_le_bytes());
+            out.extend((small(random) as u32).wrapping_add(16).to_le_bytes());
             out.extend([0; 4]);
             out.extend((small(random) as u32).to_le_bytes());
             out.extend([0; 20]);
@@ -526,7 +530,11 @@ fn cost_of_a_posted_write_and_of_a_read() {
             }
             let after = wire.connection.counters();
             let calls = after.receives - before.receives;
-            println!("{name}, {together} together: {:?} each, {:.2} recvmsg each", spent / messages, calls as f64 / f64::from(messages));
+            println!(
+                "{name}, {together} together: {:?} each, {:.2} recvmsg each",
+                spent / messages,
+                calls as f64 / f64::from(messages)
+            );
         }
     }
 }

@@ -239,5 +239,9 @@ fn a_device_that_was_moved_keeps_its_name_and_its_place_on_the_chip() {
     assert_eq!(desc.master(FPD0).unwrap().title, "FPD DMA channel 0");
     assert_eq!(about(&desc, FPD0), []);
     dt.prop(FPD0, "portcullis,chip-address", cells([0]));
-    assert!(error(&dt).ends_with("property `portcullis,chip-address`: 1 cells instead of 2"), "{}", error(&dt));
+    assert!(
+        error(&dt).ends_with("property `portcullis,chip-address`: 1 cells instead of 2"),
+        "{}",
+        error(&dt)
+    );
 }

@@ -181,7 +181,10 @@ impl<'a, 'q> Copier<'a, 'q> {
         let dropped = self.properties(device, base.is_some(), &mut out);
         let in_use = base.is_some();
         if !dropped.is_empty() && in_use {
-            self.left_out(node, format!("{}: the guest does not have what they refer to", dropped.join(", ")));
+            self.left_out(
+                node,
+                format!("{}: the guest does not have what they refer to", dropped.join(", ")),
+            );
         }
         if node.reg.len() > 1 && in_use {
             self.left_out(node, "`reg`: registers after the first range are not modelled");
@@ -309,11 +312,15 @@ impl<'a, 'q> Copier<'a, 'q> {
         match (wanted, self.virt.its, &self.messages) {
             (false, ..) => {}
             (true, None, _) if self.options.messages == Messages::Messages => {
-                let reason = "messages are asked for, and there is no ITS: start QEMU with `gic-version=3,its=on`";
+                let reason =
+                    "messages are asked for, and there is no ITS: start QEMU with `gic-version=3,its=on`";
                 return Err(GuestTreeError::NotVirt { node: "/".into(), reason: reason.into() });
             }
             (true, None, _) => {
-                self.left_out(node, "`msi-parent`: QEMU's machine has no ITS (`gic-version=3,its=on`), it has wires only");
+                self.left_out(
+                    node,
+                    "`msi-parent`: QEMU's machine has no ITS (`gic-version=3,its=on`), it has wires only",
+                );
             }
             (true, Some(_), Some(first)) => {
                 let reason = format!(

@@ -21,7 +21,9 @@ pub enum GuestTreeError {
         reason: String,
     },
     /// The board has no device that could be placed.
-    #[error("the board has no SMMU, DMA channel or PL writer in use: there is nothing that a guest could drive")]
+    #[error(
+        "the board has no SMMU, DMA channel or PL writer in use: there is nothing that a guest could drive"
+    )]
     NoDevices,
     /// The registers of the devices do not fit into the largest window.
     #[error("{node}: its registers end {needed:#x} bytes into the window, which can have {limit:#x} at most")]
@@ -44,7 +46,9 @@ pub enum GuestTreeError {
         reason: String,
     },
     /// An interrupt of the board that no guest could receive.
-    #[error("{node}: interrupt {entry} is no shared peripheral interrupt of a GIC, only these reach the guest")]
+    #[error(
+        "{node}: interrupt {entry} is no shared peripheral interrupt of a GIC, only these reach the guest"
+    )]
     Interrupt {
         /// The node on the board.
         node: String,

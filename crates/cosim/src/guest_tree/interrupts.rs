@@ -23,7 +23,11 @@ pub(super) struct Spis {
 
 impl Spis {
     /// Gives a number to every interrupt of the devices.
-    pub fn assign(board: &Tree, devices: &[&Device<'_>], used: &BTreeSet<u32>) -> Result<Self, GuestTreeError> {
+    pub fn assign(
+        board: &Tree,
+        devices: &[&Device<'_>],
+        used: &BTreeSet<u32>,
+    ) -> Result<Self, GuestTreeError> {
         let mut numbers = BTreeSet::new();
         for device in devices {
             for (entry, interrupt) in device.node.interrupts.iter().enumerate() {
@@ -55,8 +59,7 @@ impl Spis {
     /// A number that nobody uses.
     pub fn free(&mut self, what: &str) -> Result<u32, GuestTreeError> {
         let number = (FIRST..SPIS).chain(0..FIRST).find(|n| !self.taken.contains(n));
-        let number =
-            number.ok_or_else(|| GuestTreeError::NoInterrupts { what: what.into(), limit: SPIS })?;
+        let number = number.ok_or_else(|| GuestTreeError::NoInterrupts { what: what.into(), limit: SPIS })?;
         self.taken.insert(number);
         Ok(number)
     }

@@ -218,8 +218,7 @@ pub fn guest_tree(board: &Tree, qemu: &Tree, options: &Options) -> Result<GuestT
     };
 
     let mut left_out = left_out(board, &description);
-    let mut copier =
-        Copier::new(board, &virt, *options, &renamed, clock.phandle, spis, &mut left_out);
+    let mut copier = Copier::new(board, &virt, *options, &renamed, clock.phandle, spis, &mut left_out);
     let mut bus = bus_node(&virt, &clock);
     let names = copy::names(&devices, &base_of);
     let mut placed = Vec::new();
@@ -248,7 +247,8 @@ pub fn guest_tree(board: &Tree, qemu: &Tree, options: &Options) -> Result<GuestT
         pci::functions(board, &description, &virt, &window, options, &renamed, &mut phandles, &mut left_out)?;
     let mut pcie_changed = vec!["ranges"];
     pcie_changed.extend((!functions.iommu_map.is_empty()).then_some("iommu-map"));
-    let functions_of_board = functions.list.iter().filter_map(|f| Some((board.find(&f.board_path)?, f.guest_path.clone())));
+    let functions_of_board =
+        functions.list.iter().filter_map(|f| Some((board.find(&f.board_path)?, f.guest_path.clone())));
     let symbols = symbols(copies.into_iter().chain(functions_of_board));
     let ranges = virt.ranges_before(window.base.get());
     let iommu_map = functions.iommu_map;
@@ -372,7 +372,8 @@ struct Clock {
 
 fn bus_node(virt: &Virt<'_>, clock: &Clock) -> DeviceTreeNode {
     let mut bus = DeviceTreeNode::new_unchecked(BUS_NAME);
-    let mut add = |name: &str, value: Vec<u8>| bus.add_property(DeviceTreeProperty::new_unchecked(name, value));
+    let mut add =
+        |name: &str, value: Vec<u8>| bus.add_property(DeviceTreeProperty::new_unchecked(name, value));
     add("compatible", copy::text("simple-bus"));
     add("#address-cells", copy::cells(&[2]));
     add("#size-cells", copy::cells(&[2]));
@@ -380,7 +381,8 @@ fn bus_node(virt: &Virt<'_>, clock: &Clock) -> DeviceTreeNode {
     add("interrupt-parent", copy::cells(&[virt.gic_phandle]));
     if clock.ours {
         let mut node = DeviceTreeNode::new_unchecked("clock");
-        let mut add = |name: &str, value: Vec<u8>| node.add_property(DeviceTreeProperty::new_unchecked(name, value));
+        let mut add =
+            |name: &str, value: Vec<u8>| node.add_property(DeviceTreeProperty::new_unchecked(name, value));
         add("compatible", copy::text("fixed-clock"));
         add("#clock-cells", copy::cells(&[0]));
         add("clock-frequency", copy::cells(&[100_000_000]));
@@ -415,4 +417,3 @@ fn add_symbols(root: &mut DeviceTreeNode, symbols: Vec<(String, String)>) {
         }
     }
 }
-

@@ -7,11 +7,11 @@
 use std::collections::{HashMap, HashSet};
 
 use dtoolkit::model::{DeviceTreeNode, DeviceTreeProperty};
+use portcullis_arch::Pa;
 use portcullis_board::compatible::NAME;
 use portcullis_board::machine::TestDevice;
 use portcullis_board::tree::{NodeId, Region, Rid};
 use portcullis_board::{MachineDescription, Tree};
-use portcullis_arch::Pa;
 
 use super::copy::{base_name, cells, is_reference, push_number, text};
 use super::virt::Virt;
@@ -107,7 +107,8 @@ pub(super) fn functions(
         }
         let bar = bars.next(device.region.size)?;
         let mut copy = DeviceTreeNode::new_unchecked(name.clone());
-        let mut add = |name: &str, value: Vec<u8>| copy.add_property(DeviceTreeProperty::new_unchecked(name, value));
+        let mut add =
+            |name: &str, value: Vec<u8>| copy.add_property(DeviceTreeProperty::new_unchecked(name, value));
         for (name, value) in node.properties() {
             if !REPLACED.contains(&name) && !is_reference(name) && source::is_property(name) {
                 add(name, value.to_vec());

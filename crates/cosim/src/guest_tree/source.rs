@@ -17,7 +17,8 @@ const CELLS_PER_LINE: usize = 12;
 const MAX_NAME: usize = 64;
 
 fn only(name: &str, others: &[u8]) -> bool {
-    (1..=MAX_NAME).contains(&name.len()) && name.bytes().all(|b| b.is_ascii_alphanumeric() || others.contains(&b))
+    (1..=MAX_NAME).contains(&name.len())
+        && name.bytes().all(|b| b.is_ascii_alphanumeric() || others.contains(&b))
 }
 
 /// True for what a device tree compiler takes as the name of a node.
@@ -116,10 +117,8 @@ fn write_value(text: &mut String, value: &[u8], depth: usize) {
     }
     text.push_str(" = ");
     if let Some(strings) = strings(value) {
-        let quoted: Vec<String> = strings
-            .iter()
-            .map(|s| format!("\"{}\"", s.replace('\\', "\\\\").replace('"', "\\\"")))
-            .collect();
+        let quoted: Vec<String> =
+            strings.iter().map(|s| format!("\"{}\"", s.replace('\\', "\\\\").replace('"', "\\\""))).collect();
         text.push_str(&quoted.join(", "));
         return;
     }

@@ -83,7 +83,8 @@ impl<'q> Virt<'q> {
         if cells(gic, "#interrupt-cells")? != Some(3) {
             return Err(not_virt(&gic.path, "`#interrupt-cells` is not 3"));
         }
-        let gicd = gic.reg.first().ok_or_else(|| not_virt(&gic.path, "no `reg` that the CPU can reach"))?.base;
+        let gicd =
+            gic.reg.first().ok_or_else(|| not_virt(&gic.path, "no `reg` that the CPU can reach"))?.base;
 
         let its = tree.nodes().iter().find(|n| n.kind == Some(Kind::Its) && n.available);
         let its = its.and_then(|n| {
@@ -95,7 +96,10 @@ impl<'q> Virt<'q> {
         let pcie = match (hosts().next(), hosts().count()) {
             (Some(host), 1) => host,
             (_, 0) => {
-                return Err(not_virt("/", "no PCIe host bridge (pci-host-ecam-generic): start QEMU with `-machine virt`"));
+                return Err(not_virt(
+                    "/",
+                    "no PCIe host bridge (pci-host-ecam-generic): start QEMU with `-machine virt`",
+                ));
             }
             (_, n) => return Err(not_virt("/", format!("{n} PCIe host bridges, it must be one"))),
         };
@@ -121,7 +125,8 @@ impl<'q> Virt<'q> {
             .position(|r| r.space() == 2 && !r.prefetchable())
             .ok_or_else(|| not_virt(&pcie.path, "`ranges` has no 32-bit memory"))?;
         if let Some(r) = ranges.get(memory32).filter(|r| r.pci != r.cpu) {
-            let reason = format!("its 32-bit memory is at {:#x} on the bus and at {:#x} for the CPU", r.pci, r.cpu);
+            let reason =
+                format!("its 32-bit memory is at {:#x} on the bus and at {:#x} for the CPU", r.pci, r.cpu);
             return Err(not_virt(&pcie.path, reason));
         }
         Ok(Self {
@@ -194,7 +199,10 @@ fn ranges(pcie: &Node, parent_cells: usize) -> Result<Vec<Range>, GuestTreeError
     let ranges: Vec<Range> = cells.chunks_exact(entry).filter_map(decode).collect();
     for (index, r) in ranges.iter().enumerate() {
         if r.pci.checked_add(r.size).is_none() || r.cpu.checked_add(r.size).is_none() {
-            return Err(not_virt(&pcie.path, format!("`ranges` entry {index} passes the end of the address space")));
+            return Err(not_virt(
+                &pcie.path,
+                format!("`ranges` entry {index} passes the end of the address space"),
+            ));
         }
     }
     Ok(ranges)
@@ -240,7 +248,10 @@ fn mapped_spis(tree: &Tree, node: &Node, gic: &Node) -> Result<Vec<u32>, GuestTr
         }
         let (phandle, rest) = left.get(child..).and_then(<[u32]>::split_first).ok_or_else(cut)?;
         let Some(controller) = tree.by_phandle(*phandle) else {
-            return Err(not_virt(&node.path, format!("`interrupt-map`: no node has the phandle {phandle:#x}")));
+            return Err(not_virt(
+                &node.path,
+                format!("`interrupt-map`: no node has the phandle {phandle:#x}"),
+            ));
         };
         let address = cell(controller, "#address-cells", 0)?;
         let count = cell(controller, "#interrupt-cells", 1)?;

@@ -54,6 +54,8 @@ fn config(f: &PciFunction) -> Config {
     // Version 2, endpoint; role-based error reporting and function level reset, which every new function has.
     let express = [0x10, 0, 0x02, 0];
     let abilities = (1u32 << 15 | 1 << 28).to_le_bytes();
+    // One end-to-end TLP prefix: a PASID is one.
+    let prefixes = (1u32 << 21 | 1 << 22).to_le_bytes();
     let pasid = f.pasid_bits.min(20);
     let next_ats = if f.pri { PRI } else if pasid > 0 { PASID } else { 0 };
     let next_pri = if pasid > 0 { PASID } else { 0 };
@@ -67,6 +69,7 @@ fn config(f: &PciFunction) -> Config {
         (0x34, vec![EXPRESS as u8]),
         (EXPRESS, express.to_vec()),
         (EXPRESS + 4, abilities.to_vec()),
+        (EXPRESS + 0x24, prefixes.to_vec()),
     ];
     let mut writable: Vec<(usize, Vec<u8>)> = vec![
         (4, vec![0x06, 0x04]),

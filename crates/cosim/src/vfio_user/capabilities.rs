@@ -1,6 +1,7 @@
 //! The JSON of VERSION: what the peer can do, and what we say we can.
 
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
+use serde_json::{Map, Value};
 
 use super::connection::Limits;
 
@@ -26,29 +27,6 @@ pub struct PeerVersion {
     pub write_multiple: bool,
     /// The peer could take our requests on a second socket.
     pub twin_socket: bool,
-}
-
-#[derive(Default, Deserialize)]
-struct Proposal {
-    #[serde(default)]
-    capabilities: Proposed,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(default)]
-struct Proposed {
-    max_msg_fds: Option<u64>,
-    max_data_xfer_size: Option<u64>,
-    max_dma_maps: Option<u64>,
-    pgsizes: Option<u64>,
-    write_multiple: Option<bool>,
-    twin_socket: TwinSocket,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(default)]
-struct TwinSocket {
-    supported: bool,
 }
 
 #[derive(Serialize)]
@@ -78,28 +56,45 @@ pub(super) fn parse(major: u16, minor: u16, data: &[u8]) -> Result<(PeerVersion,
     if text.len() > MAX_JSON {
         return Err("version data longer than 4096 bytes");
     }
-    let proposal: Proposal = if text.is_empty() {
-        Proposal::default()
-    } else {
-        serde_json::from_slice(text).map_err(|_| "version data is not the JSON of the specification")?
+    let whole = match text.is_empty() {
+        true => Map::new(),
+        false => object(serde_json::from_slice(text).map_err(|_| MALFORMED)?)?,
     };
-    let caps = proposal.capabilities;
+    let caps = whole.get("capabilities").cloned().map_or(Ok(Map::new()), object)?;
+    let twin = caps.get("twin_socket").cloned().map_or(Ok(Map::new()), object)?;
     let offered = Offered {
-        max_dma_maps: caps.max_dma_maps.is_some(),
-        pgsizes: caps.pgsizes.is_some(),
-        write_multiple: caps.write_multiple == Some(true),
+        max_dma_maps: caps.contains_key("max_dma_maps"),
+        pgsizes: caps.contains_key("pgsizes"),
+        write_multiple: flag(&caps, "write_multiple")?,
     };
     let peer = PeerVersion {
         major,
         minor,
-        max_msg_fds: caps.max_msg_fds.unwrap_or(1),
-        max_data_xfer_size: caps.max_data_xfer_size.unwrap_or(1 << 20),
-        max_dma_maps: caps.max_dma_maps.unwrap_or(65535),
-        pgsizes: caps.pgsizes.unwrap_or(4096),
+        max_msg_fds: number(&caps, "max_msg_fds", 1)?,
+        max_data_xfer_size: number(&caps, "max_data_xfer_size", 1 << 20)?,
+        max_dma_maps: number(&caps, "max_dma_maps", 65535)?,
+        pgsizes: number(&caps, "pgsizes", 4096)?,
         write_multiple: offered.write_multiple,
-        twin_socket: caps.twin_socket.supported,
+        twin_socket: flag(&twin, "supported")?,
     };
     Ok((peer, offered))
+}
+
+const MALFORMED: &str = "version data are not the JSON of the specification";
+
+fn object(value: Value) -> Result<Map<String, Value>, &'static str> {
+    match value {
+        Value::Object(members) => Ok(members),
+        _ => Err(MALFORMED),
+    }
+}
+
+fn number(members: &Map<String, Value>, name: &str, default: u64) -> Result<u64, &'static str> {
+    members.get(name).map_or(Ok(default), |value| value.as_u64().ok_or(MALFORMED))
+}
+
+fn flag(members: &Map<String, Value>, name: &str) -> Result<bool, &'static str> {
+    members.get(name).map_or(Ok(false), |value| value.as_bool().ok_or(MALFORMED))
 }
 
 /// Which optional capabilities the peer named: the answer must be a subset.
@@ -167,7 +162,15 @@ mod tests {
     fn malformed_data_is_refused() {
         let deep = [vec![b'['; 4000], vec![0]].concat();
         let long = [vec![b' '; MAX_JSON + 1], vec![0]].concat();
-        for data in [&b"{}"[..], b"{\0", b"[]\0", b"{\"capabilities\":3}\0", &deep, &long] {
+        for data in [
+            &b"{}"[..],
+            b"{\0",
+            b"[]\0",
+            b"{\"capabilities\":[1]}\0",
+            b"{\"capabilities\":{\"twin_socket\":1}}\0",
+            &deep,
+            &long,
+        ] {
             assert!(parse(0, 0, data).is_err(), "{data:?}");
         }
         for wrong in ["\"16\"", "-1", "1.5", "true", "18446744073709551616"] {

@@ -155,11 +155,7 @@ impl Connection {
     /// Handles at most `budget` messages that are there and sends what the socket takes. Never waits.
     ///
     /// After an error or [`Pumped::Closed`] the connection has ended and further calls return `Closed`.
-    pub fn pump(
-        &mut self,
-        function: &mut dyn Function,
-        budget: usize,
-    ) -> Result<Pumped, ConnectionError> {
+    pub fn pump(&mut self, function: &mut dyn Function, budget: usize) -> Result<Pumped, ConnectionError> {
         if self.closed {
             return Ok(Pumped::Closed);
         }
@@ -170,11 +166,7 @@ impl Connection {
         outcome
     }
 
-    fn pump_open(
-        &mut self,
-        function: &mut dyn Function,
-        budget: usize,
-    ) -> Result<Pumped, ConnectionError> {
+    fn pump_open(&mut self, function: &mut dyn Function, budget: usize) -> Result<Pumped, ConnectionError> {
         if let Some(errno) = self.failed.take() {
             return Err(send_failed(errno));
         }
@@ -313,9 +305,8 @@ impl Connection {
         }
         let limits = &self.server.limits;
         let peer = self.server.peer.as_ref().ok_or(RequestError::NotNegotiated)?;
-        let chunk = usize::try_from(peer.max_data_xfer_size)
-            .unwrap_or(usize::MAX)
-            .min(limits.max_data_xfer_size);
+        let chunk =
+            usize::try_from(peer.max_data_xfer_size).unwrap_or(usize::MAX).min(limits.max_data_xfer_size);
         if chunk == 0 {
             return Err(RequestError::PeerRefuses);
         }

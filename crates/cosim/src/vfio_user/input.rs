@@ -12,9 +12,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::io::Errno;
-use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, recvmsg,
-};
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, recvmsg};
 use zerocopy::FromBytes;
 
 use super::counters::Counters;
@@ -144,10 +142,7 @@ impl Input {
                 // The peer died with something of ours unread.
                 Err(Errno::CONNRESET | Errno::PIPE) => (0, Vec::new(), false),
                 Err(errno) => {
-                    return Err(ConnectionError::Io {
-                        doing: "receiving",
-                        source: io::Error::from(errno),
-                    });
+                    return Err(ConnectionError::Io { doing: "receiving", source: io::Error::from(errno) });
                 }
             };
             if got == 0 {
@@ -234,10 +229,7 @@ impl Input {
     }
 }
 
-fn receive_once(
-    socket: impl AsFd,
-    space: &mut [u8],
-) -> Result<(usize, Vec<OwnedFd>, bool), Errno> {
+fn receive_once(socket: impl AsFd, space: &mut [u8]) -> Result<(usize, Vec<OwnedFd>, bool), Errno> {
     let mut control_space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(CONTROL_FDS))];
     let mut control = RecvAncillaryBuffer::new(&mut control_space);
     let flags = RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT;

@@ -70,8 +70,7 @@ impl Listener {
         let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)
             .map_err(|errno| failed(&path, "making a socket", errno))?;
         // Before bind: the file is born with this mode, nobody else can slip in.
-        fchmod(&socket, Mode::RUSR | Mode::WUSR)
-            .map_err(|errno| failed(&path, "setting the mode", errno))?;
+        fchmod(&socket, Mode::RUSR | Mode::WUSR).map_err(|errno| failed(&path, "setting the mode", errno))?;
         match bind(&socket, &address) {
             Err(Errno::ADDRINUSE) => {
                 remove_dead(&path, &address)?;
@@ -82,8 +81,11 @@ impl Listener {
             }
             other => other.map_err(|errno| failed(&path, "binding", errno))?,
         }
-        let file = fs::symlink_metadata(&path)
-            .map_err(|source| ListenError::Io { path: path.clone(), doing: "looking at it", source })?;
+        let file = fs::symlink_metadata(&path).map_err(|source| ListenError::Io {
+            path: path.clone(),
+            doing: "looking at it",
+            source,
+        })?;
         let listener = Self { socket, identity: (file.dev(), file.ino()), path };
         listen(&listener.socket, 8).map_err(|errno| failed(&listener.path, "listening", errno))?;
         Ok(listener)
@@ -118,8 +120,8 @@ impl AsFd for Listener {
 
 impl Drop for Listener {
     fn drop(&mut self) {
-        let ours = fs::symlink_metadata(&self.path)
-            .is_ok_and(|file| (file.dev(), file.ino()) == self.identity);
+        let ours =
+            fs::symlink_metadata(&self.path).is_ok_and(|file| (file.dev(), file.ino()) == self.identity);
         if ours {
             let _ = fs::remove_file(&self.path);
         }
@@ -143,11 +145,7 @@ fn remove_dead(path: &Path, address: &SocketAddrUnix) -> Result<(), ListenError>
         Ok(()) | Err(Errno::PROTOTYPE) => Err(ListenError::InUse { path: path.to_path_buf() }),
         Err(Errno::CONNREFUSED) => fs::remove_file(path).or_else(|source| match source.kind() {
             io::ErrorKind::NotFound => Ok(()),
-            _ => Err(ListenError::Io {
-                path: path.to_path_buf(),
-                doing: "removing a dead socket",
-                source,
-            }),
+            _ => Err(ListenError::Io { path: path.to_path_buf(), doing: "removing a dead socket", source }),
         }),
         Err(Errno::NOENT) => Ok(()),
         Err(errno) => Err(failed(path, "probing an existing socket", errno)),

@@ -45,11 +45,7 @@ impl Mappings {
     /// What `first ..= last` covers. The specification wants one exact map; a range that covers several whole ones is
     /// taken too, as the kernel's type 1 IOMMU does.
     pub(super) fn covered(&self, first: u64, last: u64) -> Covered {
-        let crosses_start = self
-            .ranges
-            .range(..first)
-            .next_back()
-            .is_some_and(|(_, &end)| end >= first);
+        let crosses_start = self.ranges.range(..first).next_back().is_some_and(|(_, &end)| end >= first);
         let mut whole = Vec::new();
         for (&start, &end) in self.ranges.range(first..=last) {
             if end > last {
@@ -87,10 +83,7 @@ mod tests {
         maps.insert(0x1000, 0x1fff);
         maps.insert(0x2000, 0x3fff);
         assert_eq!(maps.covered(0x1000, 0x1fff), Covered::Whole(vec![(0x1000, 0x1000)]));
-        assert_eq!(
-            maps.covered(0x0, u64::MAX),
-            Covered::Whole(vec![(0x1000, 0x1000), (0x2000, 0x2000)])
-        );
+        assert_eq!(maps.covered(0x0, u64::MAX), Covered::Whole(vec![(0x1000, 0x1000), (0x2000, 0x2000)]));
         assert_eq!(maps.covered(0x1000, 0x2fff), Covered::Part);
         assert_eq!(maps.covered(0x3000, 0x4fff), Covered::Part);
         assert_eq!(maps.covered(0x3000, 0x3000), Covered::Part);

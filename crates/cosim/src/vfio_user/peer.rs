@@ -225,7 +225,8 @@ impl Peer {
 
     /// Makes a memfd of `size` bytes and maps it at `iova`, readable and writable. The file is the memory.
     pub fn share(&mut self, iova: u64, size: u64) -> Result<File> {
-        let memory = File::from(memfd_create("vfio-user-peer", MemfdFlags::CLOEXEC).map_err(io::Error::from)?);
+        let memory =
+            File::from(memfd_create("vfio-user-peer", MemfdFlags::CLOEXEC).map_err(io::Error::from)?);
         memory.set_len(size)?;
         self.map(iova, size, 0, wire::map_flags::READ | wire::map_flags::WRITE, Some(memory.as_fd()))?;
         self.shared.push(Shared { iova, size, memory: memory.try_clone()? });
@@ -267,12 +268,8 @@ impl Peer {
     }
 
     fn unmap_with(&mut self, iova: u64, size: u64, flags: u32) -> Result<()> {
-        let body = wire::DmaUnmap {
-            argsz: 24.into(),
-            flags: flags.into(),
-            address: iova.into(),
-            size: size.into(),
-        };
+        let body =
+            wire::DmaUnmap { argsz: 24.into(), flags: flags.into(), address: iova.into(), size: size.into() };
         self.request(Command::DmaUnmap, body.as_bytes(), &[]).map(drop)
     }
 
@@ -389,13 +386,7 @@ impl Peer {
     }
 
     /// Sends a request with any flags and returns its id.
-    pub fn send(
-        &mut self,
-        command: Command,
-        flags: u32,
-        body: &[u8],
-        fds: &[BorrowedFd<'_>],
-    ) -> Result<u16> {
+    pub fn send(&mut self, command: Command, flags: u32, body: &[u8], fds: &[BorrowedFd<'_>]) -> Result<u16> {
         let id = self.next_id;
         self.next_id = id.wrapping_add(1);
         let header = Header::request(id, command, flags, body.len());
@@ -445,12 +436,8 @@ impl Peer {
         while !space.is_empty() {
             let mut control_space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
             let mut control = RecvAncillaryBuffer::new(&mut control_space);
-            let received = recvmsg(
-                &self.stream,
-                &mut [IoSliceMut::new(space)],
-                &mut control,
-                RecvFlags::CMSG_CLOEXEC,
-            );
+            let received =
+                recvmsg(&self.stream, &mut [IoSliceMut::new(space)], &mut control, RecvFlags::CMSG_CLOEXEC);
             for message in control.drain() {
                 if let RecvAncillaryMessage::ScmRights(rights) = message {
                     fds.extend(rights);
@@ -505,7 +492,9 @@ impl Peer {
         });
         let mut read = if command == Command::DmaRead { vec![0; size] } else { Vec::new() };
         match (place, self.outside) {
-            (Some((memory, offset)), _) if command == Command::DmaWrite => memory.write_all_at(data, offset)?,
+            (Some((memory, offset)), _) if command == Command::DmaWrite => {
+                memory.write_all_at(data, offset)?
+            }
             (Some((memory, offset)), _) => memory.read_exact_at(&mut read, offset)?,
             (None, Outside::Refuse(errno)) => return Err(PeerError::Refused { command, errno }),
             (None, _) if command == Command::DmaWrite => {

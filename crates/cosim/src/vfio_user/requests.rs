@@ -183,8 +183,7 @@ fn accept(part: &Part, header: &Header, body: &[u8], data: &mut [u8]) -> Result<
     }
     // The payload of a write's reply is not looked at: the specification has 12 bytes, libvfio-user 16, QEMU none.
     if part.command == Command::DmaRead {
-        let (fixed, bytes) =
-            wire::DmaAccess::read_from_prefix(body).map_err(|_| DmaFailure::Malformed)?;
+        let (fixed, bytes) = wire::DmaAccess::read_from_prefix(body).map_err(|_| DmaFailure::Malformed)?;
         let target = part
             .offset
             .checked_add(part.size)

@@ -183,7 +183,8 @@ impl Server {
         let info = function.device_info();
         let answer = wire::DeviceInfo {
             argsz: argsz::<wire::DeviceInfo>().into(),
-            flags: bits(&[(info.reset, wire::device_flags::RESET), (info.pci, wire::device_flags::PCI)]).into(),
+            flags: bits(&[(info.reset, wire::device_flags::RESET), (info.pci, wire::device_flags::PCI)])
+                .into(),
             num_regions: info.regions.into(),
             num_irqs: info.irqs.into(),
         };
@@ -205,7 +206,8 @@ impl Server {
         let info = function.region(asked.index.get());
         let answer = wire::RegionInfo {
             argsz: argsz::<wire::RegionInfo>().into(),
-            flags: bits(&[(info.read, wire::region_flags::READ), (info.write, wire::region_flags::WRITE)]).into(),
+            flags: bits(&[(info.read, wire::region_flags::READ), (info.write, wire::region_flags::WRITE)])
+                .into(),
             index: asked.index,
             size: info.size.into(),
             ..wire::RegionInfo::default()

@@ -25,11 +25,7 @@ pub struct Device {
 
 impl Device {
     pub fn new() -> Self {
-        Self {
-            bar: (0..BAR_SIZE).map(|i| i as u8).collect(),
-            config: vec![0xff; 256],
-            ..Self::default()
-        }
+        Self { bar: (0..BAR_SIZE).map(|i| i as u8).collect(), config: vec![0xff; 256], ..Self::default() }
     }
 
     fn log(&mut self, call: impl FnOnce() -> String) {
