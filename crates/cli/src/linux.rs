@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use anstyle::{AnsiColor, Style};
 use clap::Args;
+use portcullis_board::Tree;
 use portcullis_board::sim::{Event, Machine, Options, Recording, TransactionEvent};
 use portcullis_cosim::guest_tree::Messages;
 use portcullis_cosim::linux::{self, GuestFile, Job, Observer, Outcome, Started};
@@ -115,6 +116,77 @@ fn read(path: &Path) -> Result<String, BadInput> {
     std::fs::read_to_string(path).map_err(|e| BadInput(format!("cannot read {}: {e}", path.display())))
 }
 
+/// The arguments of `portcullis serve`.
+#[derive(Args)]
+pub struct ServeArguments {
+    #[command(flatten)]
+    pub guest: GuestArguments,
+    /// Where QEMU connects; the guest's tree and QEMU's control sockets get the same name with more behind it.
+    #[arg(long, value_name = "PATH")]
+    pub socket: PathBuf,
+    /// The tree that QEMU makes for its machine (`-machine ...,dumpdtb=FILE`), instead of asking a QEMU for it.
+    #[arg(long, value_name = "FILE")]
+    pub virt: Option<PathBuf>,
+    /// Tell of every transaction and every translation, not of faults only.
+    #[arg(long)]
+    pub explain: bool,
+}
+
+/// Serves a board to a QEMU that somebody else starts.
+pub fn serve(arguments: &ServeArguments) -> Result<bool, BadInput> {
+    let a = arguments;
+    let text = |e: &dyn std::fmt::Display| BadInput(e.to_string());
+    let board = choose(&a.guest.board)?;
+    let virt = match &a.virt {
+        Some(path) => Tree::load(path)?,
+        None => {
+            let kit = GuestArguments::kit();
+            let qemu = Qemu::find(a.guest.qemu.as_deref(), kit.as_ref().ok()).map_err(|e| text(&e))?;
+            Tree::from_dtb(&qemu.device_tree(&a.guest.config()).map_err(|e| text(&e))?)?
+        }
+    };
+    let sim = Options {
+        recording: Recording { registers: false, explain: a.explain },
+        ..Options::default()
+    };
+    let socket = std::path::absolute(&a.socket).map_err(|e| text(&e))?;
+    let served =
+        linux::Served::listen(&board.tree, &virt, a.guest.tree(), sim, a.guest.config(), &socket).map_err(|e| text(&e))?;
+    crate::print(&format!(
+        "{BOLD}1. start QEMU (10.1 or newer) with these arguments, and your own KERNEL and INITRD{BOLD:#}\n\n\
+         qemu-system-aarch64 {}\n\n\
+         {BOLD}2. its device tree is in {} and has these additions{BOLD:#}\n\n{}\n\
+         {BOLD}3. QEMU waits until the window is placed: that is done from here as soon as it connects{BOLD:#}\n\n\
+         waiting at {} (Ctrl-C ends)\n",
+        served.arguments(),
+        served.device_tree().display(),
+        served.fragments(),
+        socket.display(),
+    ))?;
+    let stop = stop_flag()?;
+    let mut watcher = Watcher::new(a.explain, true);
+    let summary = served
+        .serve(&stop, &mut |session, note| {
+            if let Some(note) = note {
+                watcher.note(&note);
+            }
+            let (events, lost) = session.take_events();
+            if let Some(machine) = session.machine()
+                && !events.is_empty()
+            {
+                watcher.events(machine, &events, lost);
+            }
+        })
+        .map_err(|e| text(&e))?;
+    match summary {
+        Some(s) => {
+            let board = board_summary(&s, watcher.faults, watcher.lost);
+            crate::print(&format!("\n{BOLD}summary{BOLD:#} after {:.1} s\n{board}", s.seconds))
+        }
+        None => crate::print("nobody came\n"),
+    }
+}
+
 /// Runs a kernel on a board.
 pub fn linux(arguments: &LinuxArguments) -> Result<bool, BadInput> {
     let a = arguments;
@@ -147,15 +219,9 @@ pub fn linux(arguments: &LinuxArguments) -> Result<bool, BadInput> {
     };
     let stop = stop_flag()?;
     let mut watcher = Watcher {
-        shown: !a.quiet && !a.json,
         raw: a.interactive,
-        explain: a.explain,
-        line: Vec::new(),
-        log: String::new(),
-        output: Output::new(Box::new(Human::new(a.explain))),
         trace: a.trace.as_deref().map(open_trace).transpose()?,
-        faults: 0,
-        lost: 0,
+        ..Watcher::new(a.explain, !a.quiet && !a.json)
     };
     let outcome = linux::run(&job, &qemu, &mut watcher, &stop).map_err(|e| BadInput(e.to_string()))?;
     if let Some((path, trace)) = watcher.trace.take() {
@@ -250,6 +316,20 @@ struct Watcher<'a> {
 const MAX_LINE: usize = 4096;
 
 impl Watcher<'_> {
+    fn new(explain: bool, shown: bool) -> Self {
+        Self {
+            shown,
+            raw: false,
+            explain,
+            line: Vec::new(),
+            log: String::new(),
+            output: Output::new(Box::new(Human::new(explain))),
+            trace: None,
+            faults: 0,
+            lost: 0,
+        }
+    }
+
     fn say(&mut self, style: Style, text: &str) {
         if self.shown {
             let mut out = anstream::stdout().lock();
@@ -405,7 +485,7 @@ fn summary(outcome: &Outcome, faults: u64, lost: u64, good: bool) -> String {
 }
 
 /// What the board saw.
-pub fn board_summary(s: &Summary, faults: u64, lost: u64) -> String {
+fn board_summary(s: &Summary, faults: u64, lost: u64) -> String {
     let mut text = String::new();
     for d in s.devices.iter().filter(|d| d.reads + d.writes > 0) {
         let refused = if d.refused > 0 { format!(", {} refused", d.refused) } else { String::new() };

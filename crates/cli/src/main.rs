@@ -96,6 +96,8 @@ enum Command {
     /// Boot a real kernel in QEMU on a board: its own drivers program our SMMUs and engines. Needs what scripts/linux-kit
     /// fetches.
     Linux(linux::LinuxArguments),
+    /// Serve a board to a QEMU that you start yourself, and print the arguments and device tree to start it with.
+    Serve(linux::ServeArguments),
     /// Measure the performance goals.
     Bench {
         /// Only groups whose name contains this.
@@ -131,6 +133,7 @@ fn main() -> ExitCode {
         Command::Machine { board, protect, json } => machine(&board, protect.as_deref(), json),
         Command::Decode { file, json } => decode(file.as_deref(), json),
         Command::Linux(arguments) => linux::linux(&arguments),
+        Command::Serve(arguments) => linux::serve(&arguments),
         Command::Bench { filter, json } => bench(filter.as_deref().unwrap_or(""), json),
     };
     match result {

@@ -71,7 +71,7 @@ impl Running {
             if let Some(position) = self.text.find(end) {
                 return self.text.drain(..position + end.len()).collect();
             }
-            assert!(Instant::now() < deadline, "no {end:?} in {:?}", self.text);
+            assert!(Instant::now() < deadline, "no {end:?} at the end of {:?}", self.text.lines().rev().take(5).collect::<Vec<_>>());
             match self.guest.console().read(Duration::from_millis(100)) {
                 ConsoleRead::Bytes(bytes) => self.text.push_str(&String::from_utf8_lossy(&bytes)),
                 ConsoleRead::Nothing => {}
@@ -175,7 +175,7 @@ fn a_reboot_stops_the_machine_until_it_is_restarted_and_a_power_off_until_it_is_
     running.control.cont().unwrap();
     for _ in 0..2 {
         running.read_until("portcullis: up ");
-        running.read_until("~ #");
+        running.read_until("/ #");
         running.guest.console_input().write(b"reboot -f\n", LONG).unwrap();
         assert_eq!(running.next_shutdown(), Reason::GuestReset);
         assert!(!running.control.status().unwrap().running);
@@ -184,7 +184,7 @@ fn a_reboot_stops_the_machine_until_it_is_restarted_and_a_power_off_until_it_is_
         println!("restart took {:?}", begin.elapsed());
         running.read_until("Booting Linux");
     }
-    running.read_until("~ #");
+    running.read_until("/ #");
     running.guest.console_input().write(b"exit\n", LONG).unwrap();
     assert_eq!(running.next_shutdown(), Reason::GuestShutdown);
     assert!(running.guest.try_wait().is_none(), "it ended instead of stopping");
@@ -197,7 +197,7 @@ fn a_panic_reboots_and_so_ends_a_guest_that_may_not() {
     let base = tempfile::tempdir().unwrap();
     let Some(mut running) = start(base.path(), None, |_| {}) else { return };
     running.control.cont().unwrap();
-    running.read_until("~ #");
+    running.read_until("/ #");
     running.guest.console_input().write(b"echo c > /proc/sysrq-trigger\n", LONG).unwrap();
     running.read_until("Kernel panic");
     assert!(running.guest.wait(LONG).unwrap().success());

@@ -4,7 +4,6 @@ mod vfio_user_common;
 
 use std::os::fd::AsFd;
 
-use portcullis_cosim::vfio_user::*;
 use vfio_user_common::*;
 
 fn open_descriptors() -> usize {

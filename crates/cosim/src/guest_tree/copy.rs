@@ -136,6 +136,8 @@ pub(super) struct Copier<'a, 'q> {
     phandles: &'a HashMap<NodeId, u32>,
     clock: u32,
     spis: Spis,
+    /// Nodes of the board whose `iommus` are not copied.
+    untold: HashSet<String>,
     left_out: &'a mut Vec<LeftOut>,
     chip: bool,
     /// The SMMU that has the ITS's device id 0.
@@ -143,6 +145,7 @@ pub(super) struct Copier<'a, 'q> {
 }
 
 impl<'a, 'q> Copier<'a, 'q> {
+    #[allow(clippy::too_many_arguments)]
     pub fn new(
         board: &'a Tree,
         virt: &'a Virt<'q>,
@@ -150,10 +153,11 @@ impl<'a, 'q> Copier<'a, 'q> {
         phandles: &'a HashMap<NodeId, u32>,
         clock: u32,
         spis: Spis,
+        untold: HashSet<String>,
         left_out: &'a mut Vec<LeftOut>,
     ) -> Self {
         let chip = board.root().is_some_and(|r| r.is_compatible(ZYNQMP));
-        Self { board, virt, options, phandles, clock, spis, left_out, chip, messages: None }
+        Self { board, virt, options, phandles, clock, spis, untold, left_out, chip, messages: None }
     }
 
     fn left_out(&mut self, node: &Node, reason: impl Into<String>) {
@@ -281,6 +285,14 @@ impl<'a, 'q> Copier<'a, 'q> {
     }
 
     fn iommus(&mut self, node: &Node, in_use: bool, out: &mut Out) {
+        if self.untold.contains(&node.path) {
+            self.left_out(
+                node,
+                "`iommus`: the SMMU has fewer context banks than masters, newer kernels attach every one at once, and Linux has no driver for this one; \
+                 its transactions come to the SMMU, as a stream that nobody told it of",
+            );
+            return;
+        }
         let mut value = Vec::new();
         for spec in &node.iommus {
             match self.phandles.get(&spec.iommu) {

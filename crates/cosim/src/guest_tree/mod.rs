@@ -14,6 +14,7 @@
 //! | interrupts | the board's SPI numbers where QEMU has not used them, else the next free ones from 100 up |
 //! | messages of an SMMUv3 | QEMU's ITS, device id 0: QEMU delivers our messages with no other |
 //! | names, addresses on a known chip | [`compatible::NAME`](portcullis_board::compatible::NAME), [`CHIP_ADDRESS`](portcullis_board::compatible::CHIP_ADDRESS) |
+//! | `iommus` of a PL writer | left out if the SMMUv2 has fewer context banks than masters: newer kernels attach all at once |
 //! | RAM, reserved memory, clocks, everything not modelled | left out: the guest has QEMU's |
 //!
 //! What is left out is listed with reasons in [`GuestTree::left_out`]. Any two trees give a result or one error.
@@ -35,14 +36,14 @@ mod source;
 mod virt;
 mod window;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use dtoolkit::Node as _;
 use dtoolkit::model::{DeviceTreeNode, DeviceTreeProperty};
 use portcullis_arch::zynqmp::ZdmaUnit;
 use portcullis_arch::{Pa, StreamId};
 use portcullis_board::compatible::Kind;
-use portcullis_board::machine::NodeInfo;
+use portcullis_board::machine::{Master, NodeInfo, Streams};
 use portcullis_board::tree::{Node, NodeId, Region, Rid};
 use portcullis_board::{MachineDescription, Tree};
 
@@ -125,7 +126,8 @@ pub struct PciFunction {
     pub board_path: String,
     /// Its node in the guest's tree.
     pub guest_path: String,
-    /// What a machine built from either tree calls it: `testdev0`.
+    /// What a machine built from the guest's tree calls it: `testdev0`; one built from the board's tree does too, unless it counts
+    /// others that are not in use.
     pub name: String,
     /// Its requester id on the board.
     pub board_rid: Rid,
@@ -218,7 +220,9 @@ pub fn guest_tree(board: &Tree, qemu: &Tree, options: &Options) -> Result<GuestT
     };
 
     let mut left_out = left_out(board, &description);
-    let mut copier = Copier::new(board, &virt, *options, &renamed, clock.phandle, spis, &mut left_out);
+    let untold = untold(&description);
+    let mut copier =
+        Copier::new(board, &virt, *options, &renamed, clock.phandle, spis, untold, &mut left_out);
     let mut bus = bus_node(&virt, &clock);
     let names = copy::names(&devices, &base_of);
     let mut placed = Vec::new();
@@ -247,6 +251,9 @@ pub fn guest_tree(board: &Tree, qemu: &Tree, options: &Options) -> Result<GuestT
         pci::functions(board, &description, &virt, &window, options, &renamed, &mut phandles, &mut left_out)?;
     let mut pcie_changed = vec!["ranges"];
     pcie_changed.extend((!functions.iommu_map.is_empty()).then_some("iommu-map"));
+    // Linux takes no device's word for it: without this it leaves ATS off (`arm_smmu_ats_supported`).
+    let ats = functions.list.iter().any(|f| f.ats) && !functions.iommu_map.is_empty();
+    pcie_changed.extend(ats.then_some("ats-supported"));
     let functions_of_board =
         functions.list.iter().filter_map(|f| Some((board.find(&f.board_path)?, f.guest_path.clone())));
     let symbols = symbols(copies.into_iter().chain(functions_of_board));
@@ -260,6 +267,9 @@ pub fn guest_tree(board: &Tree, qemu: &Tree, options: &Options) -> Result<GuestT
                 pcie.add_property(DeviceTreeProperty::new_unchecked("ranges", ranges));
                 if !iommu_map.is_empty() {
                     pcie.add_property(DeviceTreeProperty::new_unchecked("iommu-map", iommu_map));
+                }
+                if ats {
+                    pcie.add_property(DeviceTreeProperty::new_unchecked("ats-supported", Vec::<u8>::new()));
                 }
                 for node in nodes {
                     pcie.add_child(node);
@@ -344,6 +354,31 @@ fn left_out(board: &Tree, description: &MachineDescription) -> Vec<LeftOut> {
         }
     }
     list
+}
+
+/// PL writers whose `iommus` the guest's tree does not have, by their nodes on the board.
+///
+/// Linux 6.12 attaches a master to a domain when a driver binds to it. Newer kernels (7.3) attach all of them when the SMMU
+/// registers, which takes a context bank each, and give the SMMU up with -ENOSPC when banks run out. Where an SMMUv2 has
+/// fewer banks than masters, the masters that no driver of Linux is for must not cost one. What the hardware sends, and
+/// that it comes to the SMMU, is the chip's and the same without the property.
+fn untold(description: &MachineDescription) -> HashSet<String> {
+    let mut paths = HashSet::new();
+    for (index, smmu) in
+        description.smmus.iter().enumerate().filter(|(_, s)| s.node.available && s.v3.is_none())
+    {
+        let banks = smmu.interrupts.len().saturating_sub(smmu.global_interrupts);
+        let declared = |streams: &Streams| streams.declared.iter().any(|d| d.smmu == index);
+        let behind = |m: &&Master| m.node.available && declared(&m.streams);
+        if description.masters.iter().filter(behind).count() > banks {
+            let writers = description
+                .pl_writers
+                .iter()
+                .filter(|w| declared(&w.streams) && !w.streams.actual.is_empty());
+            paths.extend(writers.map(|w| w.node.path.clone()));
+        }
+    }
+    paths
 }
 
 /// Phandles that QEMU's tree does not use.

@@ -1,10 +1,11 @@
-//! What a script in the guest says on its console: lines that begin with `portcullis:`.
+//! What a script in the guest says on its console: lines that begin with `portcullis:`; and the kernel's last words.
 //!
 //! | Line | |
 //! |---|---|
 //! | `portcullis: up <seconds> <release> cpus=<n>` | the kit's `/init` has begun |
 //! | `portcullis: mark <name> <pass\|fail> [<text>]` | something was looked at |
 //! | `portcullis: done <status>` | the script ended |
+//! | `Kernel panic - not syncing: <text>` | the kernel gives up |
 
 use serde::Serialize;
 
@@ -12,6 +13,7 @@ use serde::Serialize;
 const MAX_LINE: usize = 4096;
 const MAX_MARKS: usize = 10_000;
 const PREFIX: &str = "portcullis: ";
+const PANIC: &str = "Kernel panic - not syncing: ";
 
 /// Something that a script looked at.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -35,6 +37,8 @@ pub struct Marks {
     pub marks: Vec<Mark>,
     /// How the script ended.
     pub done: Option<i32>,
+    /// Why the kernel panicked, in its own words.
+    pub panic: Option<String>,
     /// The line under way.
     #[serde(skip)]
     line: Vec<u8>,
@@ -55,6 +59,10 @@ impl Marks {
 
     fn line(&mut self, line: &str) {
         // The kernel's lines may come in between, but never in the middle of ours.
+        if let Some(at) = line.find(PANIC) {
+            let words = line.get(at + PANIC.len()..).unwrap_or_default().trim();
+            self.panic.get_or_insert_with(|| words.into());
+        }
         let Some(at) = line.find(PREFIX) else { return };
         let mut words = line.get(at + PREFIX.len()..).unwrap_or_default().trim_end().splitn(4, ' ');
         let mut word = || words.next().unwrap_or_default().to_string();
@@ -72,9 +80,9 @@ impl Marks {
         }
     }
 
-    /// The script came to its end with status 0, looked at something, and found everything well.
+    /// The script came to its end with status 0, looked at something, and found everything well, and the kernel lived.
     pub fn is_good(&self) -> bool {
-        self.done == Some(0) && !self.marks.is_empty() && self.marks.iter().all(|m| m.pass)
+        self.panic.is_none() && self.done == Some(0) && !self.marks.is_empty() && self.marks.iter().all(|m| m.pass)
     }
 
     /// A mark by its name; the last one of several.
@@ -99,6 +107,13 @@ mod tests {
             assert!(!marks.get("groups").unwrap().pass && !marks.is_good());
             assert_eq!(marks.done, Some(0));
         }
+    }
+
+    #[test]
+    fn the_first_panic_is_kept() {
+        let mut marks = Marks::default();
+        marks.feed(b"[    3.1] Kernel panic - not syncing: sysrq triggered crash\r\n[    3.2] Kernel panic - not syncing: b\n");
+        assert_eq!(marks.panic.as_deref(), Some("sysrq triggered crash"));
     }
 
     #[test]

@@ -7,6 +7,7 @@
 mod control;
 pub mod marks;
 mod overlay;
+mod serve;
 
 use std::collections::VecDeque;
 use std::io;
@@ -22,13 +23,14 @@ use thiserror::Error;
 
 use crate::guest_tree::{self, GuestTree, GuestTreeError, PciFunction, guest_tree};
 use crate::qemu::{
-    self, Console, ConsoleRead, FunctionSocket, Guest, GuestConfig, Kernel, Launch, Qemu, QemuError, RunDir,
-    RunDirError,
+    self, Console, ConsoleRead, FunctionSocket, Guest, GuestConfig, Kernel, Launch, Qemu, QemuError, Reason,
+    RunDir, RunDirError,
 };
 use crate::session::{Plan, Session, SessionError, Summary, Turn};
 use crate::vfio_user::{Connection, Limits, Listener};
 use control::{Progress, Steering};
 use marks::Marks;
+pub use serve::Served;
 pub use overlay::{GuestFile, archive, behind};
 
 /// The slot of the window's function on QEMU's bus 0.
@@ -40,6 +42,8 @@ pub const TOUR: &str = include_str!("../../jobs/tour.sh");
 /// How long QEMU may take to connect, and to end.
 const START: Duration = Duration::from_secs(30);
 const END: Duration = Duration::from_secs(10);
+/// How long a QEMU that seems to be gone may take to be so, or what it said to reach us.
+const LAST_WORDS: Duration = Duration::from_millis(500);
 /// How long a turn may wait when nothing happens: how late the console can be.
 const PATIENCE: Duration = Duration::from_millis(5);
 /// Events are told of at least this often, in turns.
@@ -196,9 +200,11 @@ pub enum LinuxError {
         /// Why.
         error: io::Error,
     },
-    /// QEMU ended before it connected.
-    #[error("QEMU did not connect to our socket within {} seconds; it said: {}", START.as_secs(), if stderr.is_empty() { "nothing".into() } else { stderr.join("; ") })]
+    /// QEMU ended before it connected, or did not connect in time.
+    #[error("QEMU {}; it said: {}", unconnected(*status), if stderr.is_empty() { "nothing".into() } else { stderr.join("; ") })]
     NoConnection {
+        /// How it ended, if it did.
+        status: Option<ExitStatus>,
         /// What it wrote to its standard error.
         stderr: Vec<String>,
     },
@@ -213,6 +219,13 @@ pub enum LinuxError {
     /// QEMU's control sockets.
     #[error("{0}")]
     Control(String),
+}
+
+fn unconnected(status: Option<ExitStatus>) -> String {
+    match status {
+        Some(status) => format!("ended ({status}) before it connected to our socket"),
+        None => format!("did not connect to our socket within {} seconds", START.as_secs()),
+    }
 }
 
 /// Runs a job. `stop` ends it when it becomes true.
@@ -267,7 +280,9 @@ pub fn run(job: &Job, qemu: &Qemu, observer: &mut dyn Observer, stop: &AtomicBoo
     let connection = connect(stream, &mut guest)?;
     let session = Session::new(plan, connection);
     let windows = vec![qemu::Window { ecam: tree.ecam, slot: WINDOW_SLOT, bar0: tree.window.base }];
-    let steering = Steering::start(guest.connector(), windows);
+    let connector = guest.connector();
+    let steer = move |timeout| connector.connect(timeout).map_err(|e| e.to_string());
+    let steering = Steering::start(steer, windows, job.reboot);
     Run {
         job,
         observer,
@@ -323,10 +338,13 @@ fn first_connection(
     while !stop.load(Ordering::Relaxed) {
         let stream = listener.accept(Some(Duration::from_millis(50)));
         match stream.map_err(|error| session_error(SessionError::Host(error), guest))? {
-            None if guest.try_wait().is_some() || begun.elapsed() > START => {
-                return Err(LinuxError::NoConnection { stderr: guest.stderr().lines });
+            None => {
+                let status = guest.try_wait();
+                if status.is_some() || begun.elapsed() > START {
+                    guest.kill();
+                    return Err(LinuxError::NoConnection { status, stderr: guest.stderr().lines });
+                }
             }
-            None => {}
             some => return Ok(some),
         }
     }
@@ -351,6 +369,20 @@ impl Outcome {
             reboots: 0,
             stderr: Vec::new(),
         }
+    }
+}
+
+fn panicked(text: &str) -> String {
+    format!("the guest's kernel panicked: {text}")
+}
+
+/// Why QEMU ends although the guest did not ask for it.
+fn ending(reason: &Reason) -> String {
+    match reason {
+        Reason::HostSignal => "somebody ended QEMU with a signal".into(),
+        Reason::HostError => "QEMU ends because of an error".into(),
+        Reason::Other(word) => format!("QEMU ends: {word}"),
+        reason => format!("QEMU ends: {reason:?}"),
     }
 }
 
@@ -381,7 +413,7 @@ impl Run<'_> {
             }
         };
         // What it wrote last comes after it has closed the connection.
-        let status = if matches!(end, End::GuestOff | End::Qemu(_)) { self.guest.wait(END) } else { None };
+        let status = if matches!(end, End::GuestOff | End::Qemu(_)) { self.await_exit() } else { None };
         self.guest.kill();
         self.guest.release_terminal();
         self.tell();
@@ -404,8 +436,12 @@ impl Run<'_> {
             self.accept()?;
             match self.session.turn(PATIENCE) {
                 Ok(Turn::Open) => {}
-                Ok(Turn::Closed) => return Ok(End::GuestOff),
+                Ok(Turn::Closed) => return self.closed(),
                 // A QEMU that was killed may leave half a message.
+                Err(SessionError::Connection(error)) if self.guest.wait(LAST_WORDS).is_some() => {
+                    self.observer.note(&format!("the connection to QEMU: {error}"));
+                    return self.closed();
+                }
                 Err(error) => return Err(session_error(error, &mut self.guest)),
             }
             turns = turns.wrapping_add(1);
@@ -434,6 +470,42 @@ impl Run<'_> {
         }
     }
 
+    /// Waits until QEMU is gone, for it has closed the window's connection or was told to quit. Until then its other
+    /// functions are answered.
+    fn await_exit(&mut self) -> Option<ExitStatus> {
+        let begun = Instant::now();
+        loop {
+            let status = self.guest.wait(Duration::from_millis(2));
+            if status.is_some() || begun.elapsed() > END {
+                return status;
+            }
+            // There is nobody left to tell of an error.
+            let _ = self.session.turn(Duration::ZERO);
+        }
+    }
+
+    /// QEMU has closed the window's connection: why?
+    fn closed(&mut self) -> Result<End, LinuxError> {
+        let Some(status) = self.await_exit() else {
+            self.guest.kill();
+            let text = format!("QEMU gave up the window and went on: it was ended after {} seconds", END.as_secs());
+            return Err(LinuxError::Control(text));
+        };
+        let mut end = if status.success() { End::GuestOff } else { End::Qemu(status) };
+        for progress in self.steering.last(LAST_WORDS) {
+            match progress {
+                Progress::Ending(reason) => {
+                    self.observer.note(&ending(&reason));
+                    end = End::Qemu(status);
+                }
+                Progress::Panicked(text) => self.observer.note(&panicked(&text)),
+                // It came after the connection was closed, or says that QEMU is gone.
+                Progress::Running | Progress::Rebooted | Progress::Off | Progress::Failed(_) => {}
+            }
+        }
+        Ok(end)
+    }
+
     /// The next function that QEMU connects to.
     fn accept(&mut self) -> Result<(), LinuxError> {
         let Some((listener, _)) = self.awaited.front() else { return Ok(()) };
@@ -450,7 +522,8 @@ impl Run<'_> {
 
     /// Tells the observer what came.
     fn tell(&mut self) {
-        while let ConsoleRead::Bytes(bytes) = self.guest.console().read(Duration::ZERO) {
+        // Everything that is there comes at once. A guest that prints without end must not hold us here.
+        if let ConsoleRead::Bytes(bytes) = self.guest.console().read(Duration::ZERO) {
             self.marks.feed(&bytes);
             self.observer.console(&bytes);
         }
@@ -469,13 +542,24 @@ impl Run<'_> {
                 Progress::Running => self.observer.note("the window is placed, the guest runs"),
                 Progress::Rebooted => {
                     self.reboots += 1;
+                    // It would most likely panic again, for ever.
+                    if let Some(text) = &self.marks.panic {
+                        self.observer.note(&panicked(text));
+                        return Ok(Some(End::GuestOff));
+                    }
                     self.observer.note("the guest rebooted: the window is placed again");
                 }
                 Progress::Off => return Ok(Some(End::GuestOff)),
-                Progress::Panicked(text) => self.observer.note(&format!("the guest's kernel panicked: {text}")),
+                Progress::Panicked(text) => self.observer.note(&panicked(&text)),
+                Progress::Ending(reason) => {
+                    self.observer.note(&ending(&reason));
+                    if let Some(status) = self.await_exit() {
+                        return Ok(Some(End::Qemu(status)));
+                    }
+                }
                 Progress::Failed(text) => {
                     // A QEMU that ended says so at its own sockets as well.
-                    if let Some(status) = self.guest.wait(Duration::from_millis(500)) {
+                    if let Some(status) = self.guest.wait(LAST_WORDS) {
                         return Ok(Some(if status.success() { End::GuestOff } else { End::Qemu(status) }));
                     }
                     self.guest.kill();

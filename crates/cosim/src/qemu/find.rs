@@ -25,7 +25,9 @@ const QUESTION: Duration = Duration::from_secs(60);
 const ANSWER: usize = 4 << 20;
 /// Largest device tree; QEMU's own limit is 1 MiB.
 const MAX_TREE: u64 = 4 << 20;
-/// First word of a flattened device tree.
+/// Bytes of its header, version 17.
+const HEADER: usize = 40;
+/// First word of a flattened device tree (Devicetree Specification, 5.2).
 const TREE_MAGIC: u32 = 0xd00d_feed;
 
 /// A QEMU that is new enough and has `vfio-user-pci`.
@@ -168,12 +170,30 @@ impl Qemu {
         std::fs::File::open(&file)
             .and_then(|file| file.take(MAX_TREE + 1).read_to_end(&mut tree))
             .map_err(|error| failed(format!("it ended well and wrote none: {error}")))?;
-        let magic = tree.first_chunk().copied().map(u32::from_be_bytes);
-        if magic != Some(TREE_MAGIC) || tree.len() as u64 > MAX_TREE {
-            return Err(failed(format!("what it wrote ({} bytes) is no flattened device tree", tree.len())));
-        }
-        Ok(tree)
+        let size = tree.len();
+        Some(tree)
+            .filter(|tree| tree.len() as u64 <= MAX_TREE)
+            .and_then(without_free_space)
+            .ok_or_else(|| failed(format!("what it wrote ({size} bytes) is no flattened device tree")))
     }
+}
+
+/// The tree without the free space behind it; `None` where the header makes no sense.
+///
+/// QEMU writes its whole buffer of 1 MiB. Given back with `-dtb` it would grow beyond the 2 MiB that an arm64 kernel
+/// takes, and such a kernel stops before its first message.
+fn without_free_space(mut tree: Vec<u8>) -> Option<Vec<u8>> {
+    let word = |at: usize| tree.get(at..)?.first_chunk().copied().map(u32::from_be_bytes);
+    let (magic, structure, strings) = (word(0)?, word(8)?, word(12)?);
+    let (strings_size, structure_size) = (word(32)?, word(36)?);
+    let end = structure.checked_add(structure_size)?.max(strings.checked_add(strings_size)?);
+    let length = usize::try_from(end).ok()?;
+    if magic != TREE_MAGIC || length > tree.len() || length < HEADER {
+        return None;
+    }
+    tree.truncate(length);
+    tree.get_mut(4..8)?.copy_from_slice(&end.to_be_bytes());
+    Some(tree)
 }
 
 /// The file that a command name stands for.
@@ -306,8 +326,21 @@ mod tests {
             qemu.device_tree(&GuestConfig::default())
         };
         let take_file = "file=$(echo \"$2\" | sed 's/.*dumpdtb=//')\n";
-        let good = tree(&format!("{take_file}printf '\\320\\015\\376\\355rest' > \"$file\""), "good").unwrap();
-        assert_eq!(good, b"\xd0\x0d\xfe\xedrest");
+        // Magic, 56 bytes, structure at 40 of 8 bytes, strings at 48 of 4 bytes; then free space.
+        let words = [TREE_MAGIC, 56, 40, 48, 40, 17, 16, 0, 4, 8, 1, 9, 0x6e61_6d65, 0, 0, 0];
+        let blob = |words: &[u32]| words.iter().flat_map(|word| word.to_be_bytes()).collect::<Vec<u8>>();
+        let dump = dir.path().join("dump");
+        fs::write(&dump, blob(&words)).unwrap();
+        let good = tree(&format!("{take_file}cp {} \"$file\"", dump.display()), "good").unwrap();
+        let mut expected = words[..13].to_vec();
+        expected[1] = 52;
+        assert_eq!(good, blob(&expected));
+        for (index, value) in [(0, 7), (2, u32::MAX), (3, 61), (8, u32::MAX), (9, 100)] {
+            let mut broken = words;
+            broken[index] = value;
+            assert_eq!(without_free_space(blob(&broken)), None, "word {index} = {value:#x}");
+        }
+        assert_eq!(without_free_space(blob(&words[..9])), None);
         for (name, body, expected) in [
             ("nothing", "exit 0".to_owned(), "wrote none"),
             ("text", format!("{take_file}echo hello > \"$file\""), "no flattened"),

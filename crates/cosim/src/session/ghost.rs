@@ -4,9 +4,14 @@
 //! QEMU decodes its BAR all the same. QEMU reads the BAR's kind from here and does the sizing itself; where the BAR is
 //! and whether it is on comes back as writes to configuration space.
 
+use std::sync::Arc;
+
+use portcullis_board::sim::Machine;
+
 use crate::session::config::{CONFIG_BYTES, Config};
 use crate::session::ram::{GuestRam, GuestRamError};
 use crate::session::window::Window;
+use crate::session::wires::Wires;
 use crate::vfio_user::{DmaMap, DmaUnmap, Function, IrqInfo, Refusal, RegionInfo, SetIrqs, pci};
 
 /// The PCI function that nobody sees.
@@ -17,6 +22,9 @@ pub struct Ghost {
     size: u64,
     /// The registers, once the machine is there.
     pub window: Option<Window>,
+    /// The machine, once it is there.
+    pub machine: Option<Arc<Machine>>,
+    wires: Arc<Wires>,
     /// The peer resets the function.
     pub resets: u64,
     /// The first thing that is wrong with the guest's memory.
@@ -26,13 +34,15 @@ pub struct Ghost {
 }
 
 impl Ghost {
-    /// A function with a BAR 0 of `size` bytes.
-    pub fn new(size: u64) -> Self {
+    /// A function with a BAR 0 of `size` bytes, whose interrupts go over `wires`.
+    pub fn new(size: u64, wires: Arc<Wires>) -> Self {
         Self {
             config: Self::config(),
             ram: GuestRam::default(),
             size,
             window: None,
+            machine: None,
+            wires,
             resets: 0,
             trouble: None,
             early: 0,
@@ -103,8 +113,19 @@ impl Function for Ghost {
         Ok(())
     }
 
+    /// A reset of the guest is a reset of the board, at once: a peer need not wait before it writes registers again.
     fn reset(&mut self) {
         self.resets += 1;
         self.config = Self::config();
+        if let Some(machine) = &self.machine {
+            for smmu in machine.smmus() {
+                smmu.model.reset();
+            }
+            for engine in machine.engines() {
+                engine.reset();
+            }
+        }
+        // Last: what models withdraw while they are reset is not the new guest's business.
+        self.wires.reset();
     }
 }

@@ -104,9 +104,7 @@ pub struct Session {
     connection: Connection,
     ghost: Ghost,
     wires: Arc<Wires>,
-    machine: Option<Arc<Machine>>,
     started: Instant,
-    resets_seen: u64,
     activity: Activity,
     writes: u64,
     functions: Vec<(TestFunction, Connection)>,
@@ -118,15 +116,13 @@ impl Session {
     /// Serves `plan` to a peer.
     pub fn new(plan: Plan, connection: Connection) -> Self {
         let wires = Arc::new(Wires::new(plan.gicd, plan.edges.clone()));
-        let ghost = Ghost::new(plan.window.1);
+        let ghost = Ghost::new(plan.window.1, wires.clone());
         Self {
             plan,
             connection,
             ghost,
             wires,
-            machine: None,
             started: Instant::now(),
-            resets_seen: 0,
             activity: Activity::Idle,
             writes: 0,
             functions: Vec::new(),
@@ -138,7 +134,7 @@ impl Session {
     /// Serves one of the board's PCI functions as well, to the same peer.
     pub fn add_function(&mut self, what: PciFunction, connection: Connection) {
         let mut function = TestFunction::new(what);
-        if let Some(machine) = &self.machine {
+        if let Some(machine) = &self.ghost.machine {
             function.connect(machine);
         }
         self.functions.push((function, connection));
@@ -146,7 +142,7 @@ impl Session {
 
     /// The machine, once the guest's memory is there and the window is on.
     pub fn machine(&self) -> Option<&Arc<Machine>> {
-        self.machine.as_ref()
+        self.ghost.machine.as_ref()
     }
 
     /// Nothing was to be done in the last turn.
@@ -179,9 +175,11 @@ impl Session {
         if let Some(trouble) = self.ghost.trouble.take() {
             return Err(trouble.into());
         }
-        self.follow_resets();
+        if pumped == Pumped::Closed {
+            return Ok(Turn::Closed);
+        }
         self.build()?;
-        if let Some(machine) = &self.machine {
+        if let Some(machine) = &self.ghost.machine {
             machine.tracer().advance_to(nanos(self.started.elapsed()));
             self.activity = machine.work(STEPS);
         }
@@ -189,9 +187,6 @@ impl Session {
             self.latency.note(done.elapsed, done.result.is_err());
         }
         self.send_interrupts()?;
-        if pumped == Pumped::Closed {
-            return Ok(Turn::Closed);
-        }
         self.idle = !more && self.activity != Activity::Busy;
         if self.idle {
             self.wait(self.pause(patience))?;
@@ -205,7 +200,9 @@ impl Session {
             self.connection.wait(Some(pause))?;
             return Ok(());
         }
-        let all = std::iter::once(&self.connection).chain(self.functions.iter().map(|(_, c)| c));
+        // A function that went away alone would be ready for ever.
+        let functions = self.functions.iter().map(|(_, c)| c).filter(|c| !c.is_closed());
+        let all = std::iter::once(&self.connection).chain(functions);
         let mut fds: Vec<PollFd<'_>> = all
             .map(|c| {
                 let Interest { input, output } = c.interest();
@@ -226,7 +223,7 @@ impl Session {
     fn pause(&self, patience: Duration) -> Duration {
         let now = Instant::now();
         let mut pause = patience;
-        if let Some(at) = self.wires.next() {
+        if let Some(at) = self.wires.next().filter(|_| self.may_write()) {
             pause = pause.min(at.saturating_duration_since(now));
         }
         if let Activity::Until(at) = self.activity {
@@ -235,25 +232,9 @@ impl Session {
         pause
     }
 
-    /// A reset of the guest is a reset of the board.
-    fn follow_resets(&mut self) {
-        if std::mem::replace(&mut self.resets_seen, self.ghost.resets) == self.ghost.resets {
-            return;
-        }
-        if let Some(machine) = &self.machine {
-            for smmu in machine.smmus() {
-                smmu.model.reset();
-            }
-            for engine in machine.engines() {
-                engine.reset();
-            }
-        }
-        self.wires.reset();
-    }
-
     /// Builds the machine as soon as the window is switched on.
     fn build(&mut self) -> Result<(), SessionError> {
-        if self.machine.is_some() || !self.ghost.config.memory_on() {
+        if self.ghost.machine.is_some() || !self.ghost.config.memory_on() {
             return Ok(());
         }
         let needed: Vec<_> =
@@ -266,26 +247,35 @@ impl Session {
         for (function, _) in &mut self.functions {
             function.connect(&machine);
         }
-        self.machine = Some(machine);
+        self.ghost.machine = Some(machine);
         Ok(())
     }
 
+    /// Whether the peer takes a write now. What is due waits until it does: bus mastering comes on, an answer comes, the
+    /// socket takes bytes; each of these wakes [`wait`](Self::wait).
+    fn may_write(&self) -> bool {
+        // Without bus mastering QEMU refuses writes.
+        self.ghost.config.master_on()
+            && self.connection.interest().input
+            && self.connection.outstanding() < OUTSTANDING
+    }
+
     fn send_interrupts(&mut self) -> Result<(), SessionError> {
-        // Without bus mastering QEMU refuses writes; what is due waits.
-        if !self.ghost.config.master_on() {
-            return Ok(());
-        }
-        let room = OUTSTANDING.saturating_sub(self.connection.outstanding());
-        for write in self.wires.take(Instant::now(), room) {
-            self.connection.dma_write(write.address, &write.value.to_le_bytes())?;
-            self.writes += 1;
+        while self.may_write() {
+            let Some(write) = self.wires.take(Instant::now(), 1).pop() else { break };
+            match self.connection.dma_write(write.address, &write.value.to_le_bytes()) {
+                Ok(_) => self.writes += 1,
+                // A message to where no memory can be: the guest's own doing.
+                Err(RequestError::Size { .. }) => {}
+                Err(error) => return Err(error.into()),
+            }
         }
         Ok(())
     }
 
     /// What happened since the last call, and how many more events were not kept.
     pub fn take_events(&self) -> (Vec<Event>, u64) {
-        self.machine.as_ref().map_or_else(Default::default, |m| m.tracer().take())
+        self.ghost.machine.as_ref().map_or_else(Default::default, |m| m.tracer().take())
     }
 
     /// What the session came to so far.
@@ -300,7 +290,7 @@ impl Session {
             latency: self.latency,
             ..Summary::default()
         };
-        let Some(machine) = &self.machine else { return summary };
+        let Some(machine) = &self.ghost.machine else { return summary };
         for smmu in machine.smmus() {
             if let SmmuModel::V3(model) = &smmu.model {
                 let name = |code| Opcode::from_code(code).map_or_else(|| format!("{code:#04x}"), |o| format!("{o:?}"));

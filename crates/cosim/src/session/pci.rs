@@ -7,7 +7,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use portcullis_arch::testdev;
-use portcullis_bus::Mmio;
+use portcullis_bus::{Engine as _, Mmio};
 use portcullis_board::sim::{EngineKind, Machine};
 use portcullis_engines::{AtcShared, TestDev};
 
@@ -32,6 +32,8 @@ pub struct TestFunction {
     config: Config,
     what: PciFunction,
     device: Option<Device>,
+    /// Page requests were on when configuration space was looked at last.
+    pages: bool,
     /// Resets by the peer.
     pub resets: u64,
 }
@@ -108,7 +110,7 @@ fn config(f: &PciFunction) -> Config {
 impl TestFunction {
     /// The function that `what` describes; its registers are all ones until the machine is there.
     pub fn new(what: PciFunction) -> Self {
-        Self { name: what.name.clone(), config: config(&what), what, device: None, resets: 0 }
+        Self { name: what.name.clone(), config: config(&what), what, device: None, pages: false, resets: 0 }
     }
 
     /// Its name on the board.
@@ -125,11 +127,15 @@ impl TestFunction {
             }
             _ => None,
         });
+        if let Some(atc) = self.device.as_ref().and_then(|d| d.atc.as_ref()) {
+            atc.enable_pri(false);
+        }
+        self.pages = false;
         self.follow();
     }
 
     /// The device does what configuration space says.
-    fn follow(&self) {
+    fn follow(&mut self) {
         let Some(device) = &self.device else { return };
         device
             .engine
@@ -139,7 +145,10 @@ impl TestFunction {
         if let Some(atc) = &device.atc {
             let ats = self.what.ats && self.config.word(ATS + 6) & ATS_ENABLE != 0;
             let pri = self.what.pri && self.config.word(PRI + 4) & PRI_ENABLE != 0;
-            atc.enable_pri(ats && pri);
+            // Only a change: after a failure it is the enabling that makes requests possible again.
+            if std::mem::replace(&mut self.pages, ats && pri) != (ats && pri) {
+                atc.enable_pri(ats && pri);
+            }
             atc.enable_ats(ats);
         }
     }
@@ -194,6 +203,9 @@ impl Function for TestFunction {
     fn reset(&mut self) {
         self.resets += 1;
         self.config = config(&self.what);
+        if let Some(device) = &self.device {
+            device.engine.lock().unwrap_or_else(PoisonError::into_inner).reset();
+        }
         self.follow();
     }
 }
