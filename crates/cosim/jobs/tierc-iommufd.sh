@@ -1,8 +1,8 @@
-# Tier C: user-space drivers on iommufd, through vfio-pci for the PCI functions and vfio-platform for a DMA channel.
+# Tier C: user-space drivers on iommufd, through vfio-pci for the PCI functions and vfio-platform for a DMA channel
+# (which has no reset driver: vfio_platform.reset_required=0 on the command line).
 . /overlay/common.sh
 
 kernel_log boot
-load vfio_platform reset_required=0
 for function in 0000:00:02.0 0000:00:03.0; do
     bind_override $function vfio-pci || mark "bind-$function" fail
     dmesg -c > /dev/null

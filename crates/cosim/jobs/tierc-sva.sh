@@ -2,9 +2,9 @@
 # which no driver of the kernel answers.
 . /overlay/common.sh
 
-# steps: one mark for each line `sva: <name>: <detail>: <pass|FAIL>`.
+# steps <name> [option]: one mark for each line `sva: <name>: <detail>: <pass|FAIL>`.
 steps() {
-    sva $flags "$function" > /tmp/sva 2>&1
+    sva $flags $2 "$function" > /tmp/sva 2>&1
     status=$?
     cat /tmp/sva
     sed -n 's/^sva: \([a-z-]*\): \(.*\): \(pass\|FAIL\)$/\1|\3|\2/p' /tmp/sva | while IFS='|' read -r name result detail; do
@@ -33,7 +33,7 @@ if [ $at != 0 ]; then
     # PASID and ATS stay as the kernel has them.
     printf '\001\000' | dd of="$config" bs=2 seek=$(((at + 4) / 2)) conv=notrunc 2>/dev/null
     expect pri-on $(($(word $((at + 4))) & 1)) 1
-    steps pri
+    steps pri -s
     kernel_log pri
 fi
 dump interrupts-end cat /proc/interrupts

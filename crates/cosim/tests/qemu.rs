@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 
 use portcullis_arch::Pa;
 use portcullis_cosim::qemu::{
-    ConsoleRead, Control, ControlSockets, Guest, GuestConfig, Launch, Qemu, QemuError, QmpEvent, Reason, RunDir, Version,
-    Window,
+    ConsoleRead, Control, ControlSockets, Guest, GuestConfig, Launch, Qemu, QemuError, QmpEvent, Reason,
+    RunDir, Version, Window,
 };
 
 const LONG: Duration = Duration::from_secs(20);
@@ -167,7 +167,10 @@ fn a_qemu_that_never_listens_is_given_up_in_time() {
     let base = tempfile::tempdir().unwrap();
     let mut guest = start(base.path(), "exec sleep 1000");
     let error = guest.connect_control(Duration::from_millis(200)).unwrap_err();
-    assert!(error.to_string().contains("nobody listens on") && error.to_string().contains("qmp.sock"), "{error}");
+    assert!(
+        error.to_string().contains("nobody listens on") && error.to_string().contains("qmp.sock"),
+        "{error}"
+    );
 }
 
 #[test]
@@ -182,7 +185,8 @@ fn a_program_that_cannot_run_is_an_error_at_start() {
 #[test]
 fn stderr_without_end_does_not_hold_the_guest_or_fill_memory() {
     let base = tempfile::tempdir().unwrap();
-    let mut guest = start(base.path(), "i=0; while [ $i -lt 20000 ]; do echo \"lost access $i\" >&2; i=$((i+1)); done");
+    let mut guest =
+        start(base.path(), "i=0; while [ $i -lt 20000 ]; do echo \"lost access $i\" >&2; i=$((i+1)); done");
     assert!(guest.wait(LONG).is_some(), "it blocks on stderr");
     let tail = guest.stderr();
     assert_eq!((tail.lines.len(), tail.total), (50, 20_000));
@@ -258,6 +262,10 @@ impl Machine {
             "query-status" => {
                 done(&format!("{{\"running\": {}, \"status\": \"running\", \"x\": []}}", self.running))
             }
+            // QEMU takes it for the end of the machine where a reboot is one.
+            "system_reset" if self.log.iter().rfind(|line| line.starts_with("set-action")).is_none() => {
+                done("{}")
+            }
             "system_reset" => {
                 self.reset();
                 let reset = "{\"event\": \"RESET\", \"data\": {\"guest\": false, \"reason\": \"host-qmp-system-reset\"}}";
@@ -273,20 +281,21 @@ impl Machine {
 /// Serves the two sockets in `dir` as QEMU would.
 fn serve(dir: &Path, machine: &Arc<Mutex<Machine>>) -> ControlSockets {
     let sockets = ControlSockets { qtest: dir.join("qtest.sock"), qmp: dir.join("qmp.sock") };
-    let conversation = |listener: UnixListener, mut answer: Box<dyn FnMut(&str) -> Option<String> + Send>, first: &str| {
-        let first = first.to_owned();
-        std::thread::spawn(move || {
-            let stream: UnixStream = listener.accept().unwrap().0;
-            let mut writer = stream.try_clone().unwrap();
-            writer.write_all(first.as_bytes()).unwrap();
-            for line in BufReader::new(stream).lines().map_while(Result::ok) {
-                let Some(text) = answer(&line) else { return };
-                if writeln!(writer, "{text}").is_err() {
-                    return;
+    let conversation =
+        |listener: UnixListener, mut answer: Box<dyn FnMut(&str) -> Option<String> + Send>, first: &str| {
+            let first = first.to_owned();
+            std::thread::spawn(move || {
+                let stream: UnixStream = listener.accept().unwrap().0;
+                let mut writer = stream.try_clone().unwrap();
+                writer.write_all(first.as_bytes()).unwrap();
+                for line in BufReader::new(stream).lines().map_while(Result::ok) {
+                    let Some(text) = answer(&line) else { return };
+                    if writeln!(writer, "{text}").is_err() {
+                        return;
+                    }
                 }
-            }
-        });
-    };
+            });
+        };
     let shared = Arc::clone(machine);
     conversation(
         UnixListener::bind(&sockets.qtest).unwrap(),
@@ -298,8 +307,11 @@ fn serve(dir: &Path, machine: &Arc<Mutex<Machine>>) -> ControlSockets {
         UnixListener::bind(&sockets.qmp).unwrap(),
         Box::new(move |line| {
             let request: serde_json::Value = serde_json::from_str(line).unwrap();
-            let command = request["execute"].as_str().unwrap();
-            shared.lock().unwrap().qmp(command, request["id"].as_u64().unwrap())
+            let mut command = request["execute"].as_str().unwrap().to_owned();
+            if let Some(action) = request["arguments"]["reboot"].as_str() {
+                command = format!("{command} {action}");
+            }
+            shared.lock().unwrap().qmp(&command, request["id"].as_u64().unwrap())
         }),
         "{\"QMP\": {\"version\": {}, \"capabilities\": []}}\n",
     );
@@ -378,17 +390,28 @@ fn a_restart_places_the_windows_after_the_reset_and_before_the_guest_runs() {
     machine.lock().unwrap().log.clear();
     control.restart(&[WINDOW]).unwrap();
     let machine = machine.lock().unwrap();
-    let order: Vec<usize> = ["stop", "system_reset", "writel 0x4010008010 0x30000000", "cont"]
-        .iter()
-        .map(|wanted| machine.log.iter().position(|line| line == wanted).expect(wanted))
-        .collect();
+    let order: Vec<usize> = [
+        "stop",
+        "set-action reset",
+        "system_reset",
+        "set-action shutdown",
+        "writel 0x4010008010 0x30000000",
+        "cont",
+    ]
+    .iter()
+    .map(|wanted| machine.log.iter().position(|line| line == wanted).expect(wanted))
+    .collect();
     assert!(order.is_sorted(), "{:?}", machine.log);
     assert!(machine.running);
     assert_eq!(machine.words[&(FUNCTION + 0x10)], 0x3000_0000);
     drop(machine);
-    let events: Vec<_> = std::iter::from_fn(|| control.next_event(Duration::from_millis(50)).unwrap()).collect();
+    let events: Vec<_> =
+        std::iter::from_fn(|| control.next_event(Duration::from_millis(50)).unwrap()).collect();
     assert!(events.contains(&QmpEvent::Other("NOISE".into())), "an event was lost: {events:?}");
-    assert!(!events.contains(&QmpEvent::Reset(Reason::HostReset)), "our own reset is not the caller's business");
+    assert!(
+        !events.contains(&QmpEvent::Reset(Reason::HostReset)),
+        "our own reset is not the caller's business"
+    );
 }
 
 #[test]

@@ -71,7 +71,11 @@ impl Running {
             if let Some(position) = self.text.find(end) {
                 return self.text.drain(..position + end.len()).collect();
             }
-            assert!(Instant::now() < deadline, "no {end:?} at the end of {:?}", self.text.lines().rev().take(5).collect::<Vec<_>>());
+            assert!(
+                Instant::now() < deadline,
+                "no {end:?} at the end of {:?}",
+                self.text.lines().rev().take(5).collect::<Vec<_>>()
+            );
             match self.guest.console().read(Duration::from_millis(100)) {
                 ConsoleRead::Bytes(bytes) => self.text.push_str(&String::from_utf8_lossy(&bytes)),
                 ConsoleRead::Nothing => {}
@@ -83,7 +87,9 @@ impl Running {
     fn next_shutdown(&mut self) -> Reason {
         let deadline = Instant::now() + LONG;
         while Instant::now() < deadline {
-            if let Some(QmpEvent::Shutdown(reason)) = self.control.next_event(Duration::from_millis(100)).unwrap() {
+            if let Some(QmpEvent::Shutdown(reason)) =
+                self.control.next_event(Duration::from_millis(100)).unwrap()
+            {
                 return reason;
             }
         }
@@ -139,7 +145,11 @@ fn every_kernel_of_the_kit_boots_when_it_is_let_go_and_ends_by_itself() {
         let mut running = start(base.path(), Some(&kernel.name), |launch| launch.guest.cpus = 2).unwrap();
         let state = running.control.status().unwrap();
         assert_eq!((state.running, state.status.as_str()), (false, "prelaunch"));
-        assert_eq!(running.guest.console().read(Duration::from_millis(300)), ConsoleRead::Nothing, "it runs already");
+        assert_eq!(
+            running.guest.console().read(Duration::from_millis(300)),
+            ConsoleRead::Nothing,
+            "it runs already"
+        );
         running.control.cont().unwrap();
         let boot = running.read_until("portcullis: up ");
         assert!(boot.contains(&kernel.release), "{boot}");
@@ -244,7 +254,10 @@ fn a_killed_parent_takes_qemu_along() {
     let line = lines.find(|line| line.contains("guest ")).unwrap();
     let pid: u32 = line.split("guest ").last().unwrap().trim().parse().unwrap();
     let program = fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap();
-    assert!(program.contains("qemu-system-aarch64") && !program.starts_with("/bin/sh"), "a wrapper stays: {program}");
+    assert!(
+        program.contains("qemu-system-aarch64") && !program.starts_with("/bin/sh"),
+        "a wrapper stays: {program}"
+    );
     parent.kill().unwrap();
     parent.wait().unwrap();
     let deadline = Instant::now() + Duration::from_secs(10);

@@ -32,10 +32,11 @@ const ISPENDR: u64 = 0x0800_0200;
 const ICPENDR: u64 = 0x0800_0280;
 const READ_WRITE: u32 = wire::map_flags::READ | wire::map_flags::WRITE;
 
-/// RAM as QEMU makes it: a file that cannot shrink.
+/// RAM as QEMU makes it: a file that cannot shrink, with the guest's device tree in it.
 fn memfd(bytes: u64) -> File {
     let file = File::from(memfd_create("ram", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING).unwrap());
     file.set_len(bytes).unwrap();
+    file.write_all_at(&[0xd0, 0x0d, 0xfe, 0xed], 0).unwrap();
     fcntl_add_seals(&file, SealFlags::SHRINK).unwrap();
     file
 }
@@ -384,6 +385,15 @@ fn memory_that_is_not_what_it_should_be_ends_the_session_with_the_remedy() {
     let error = rig.error();
     assert!(error.contains("seal"), "{error}");
 
+    // A file that stays empty, for QEMU keeps the pages to itself (share=off).
+    let mut rig = Rig::new("smmuv3");
+    rig.peer.version().unwrap();
+    rig.ram.write_all_at(&[0; 8], 0).unwrap();
+    rig.peer.map(RAM, RAM_BYTES, 0, READ_WRITE, Some(rig.ram.as_fd())).unwrap();
+    rig.place();
+    let error = rig.error();
+    assert!(error.contains("not shared") && error.contains("share=on"), "{error}");
+
     // A file that ends before the range does; a range beyond everything.
     for (size, bytes) in [(RAM_BYTES, RAM_BYTES / 2), (1 << 47, RAM_BYTES), (u64::MAX - RAM, RAM_BYTES)] {
         let mut rig = Rig::new("smmuv3");
@@ -572,7 +582,7 @@ fn a_peer_that_answers_nothing_costs_no_processor_time_and_loses_no_level() {
     let turns = rig.turns.load(Ordering::Relaxed) - before;
     assert!(turns < 1000, "{turns} turns in a second with nothing to do");
     // It comes back.
-    let answered = rig.peer.answer_dma(Duration::from_millis(60)).unwrap_or(0);
+    let answered = rig.peer.answer_dma(Duration::from_millis(10)).unwrap();
     assert!((64..200).contains(&answered), "{answered}");
     rig.awaits(&pending(ISPENDR, spi));
 }

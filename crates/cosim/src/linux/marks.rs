@@ -82,7 +82,10 @@ impl Marks {
 
     /// The script came to its end with status 0, looked at something, and found everything well, and the kernel lived.
     pub fn is_good(&self) -> bool {
-        self.panic.is_none() && self.done == Some(0) && !self.marks.is_empty() && self.marks.iter().all(|m| m.pass)
+        self.panic.is_none()
+            && self.done == Some(0)
+            && !self.marks.is_empty()
+            && self.marks.iter().all(|m| m.pass)
     }
 
     /// A mark by its name; the last one of several.

@@ -30,8 +30,8 @@ use crate::session::{Plan, Session, SessionError, Summary, Turn};
 use crate::vfio_user::{Connection, Limits, Listener};
 use control::{Progress, Steering};
 use marks::Marks;
-pub use serve::Served;
 pub use overlay::{GuestFile, archive, behind};
+pub use serve::Served;
 
 /// The slot of the window's function on QEMU's bus 0.
 pub const WINDOW_SLOT: u8 = 1;
@@ -232,7 +232,12 @@ fn unconnected(status: Option<ExitStatus>) -> String {
 ///
 /// # Errors
 /// [`LinuxError`]; a guest that fails in its own way is an [`Outcome`].
-pub fn run(job: &Job, qemu: &Qemu, observer: &mut dyn Observer, stop: &AtomicBool) -> Result<Outcome, LinuxError> {
+pub fn run(
+    job: &Job,
+    qemu: &Qemu,
+    observer: &mut dyn Observer,
+    stop: &AtomicBool,
+) -> Result<Outcome, LinuxError> {
     let virt = Tree::from_dtb(&qemu.device_tree(&job.guest)?)?;
     let options = guest_tree::Options { pci_first_slot: PCI_SLOT, ..job.tree };
     let tree = guest_tree(&job.board, &virt, &options)?;
@@ -244,7 +249,8 @@ pub fn run(job: &Job, qemu: &Qemu, observer: &mut dyn Observer, stop: &AtomicBoo
         (Some(path), false) => {
             let base = std::fs::read(path).map_err(|error| LinuxError::File { path: path.clone(), error })?;
             let file = dir.file("initrd")?;
-            let bytes = behind(base, &job.files).map_err(|error| LinuxError::File { path: file.clone(), error })?;
+            let bytes =
+                behind(base, &job.files).map_err(|error| LinuxError::File { path: file.clone(), error })?;
             write(&file, &bytes)?;
             Some(file)
         }
@@ -295,7 +301,7 @@ pub fn run(job: &Job, qemu: &Qemu, observer: &mut dyn Observer, stop: &AtomicBoo
         reboots: 0,
         begun: Instant::now(),
     }
-    .to_the_end()
+    .until_the_end()
 }
 
 fn write(path: &Path, bytes: &[u8]) -> Result<(), LinuxError> {
@@ -304,8 +310,8 @@ fn write(path: &Path, bytes: &[u8]) -> Result<(), LinuxError> {
 
 fn listen(dir: &RunDir, name: &str, slot: u8, id: &str) -> Result<(Listener, FunctionSocket), LinuxError> {
     let path = dir.socket(name)?;
-    let listener =
-        Listener::bind(&path).map_err(|error| LinuxError::File { path: path.clone(), error: io::Error::other(error) })?;
+    let listener = Listener::bind(&path)
+        .map_err(|error| LinuxError::File { path: path.clone(), error: io::Error::other(error) })?;
     Ok((listener, FunctionSocket { socket: path, slot, id: id.into() }))
 }
 
@@ -352,7 +358,8 @@ fn first_connection(
 }
 
 fn connect(stream: UnixStream, guest: &mut Guest) -> Result<Connection, LinuxError> {
-    Connection::new(stream, Limits::default()).map_err(|error| session_error(SessionError::Host(error), guest))
+    Connection::new(stream, Limits::default())
+        .map_err(|error| session_error(SessionError::Host(error), guest))
 }
 
 fn session_error(error: SessionError, guest: &mut Guest) -> LinuxError {
@@ -402,7 +409,7 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
-    fn to_the_end(mut self) -> Result<Outcome, LinuxError> {
+    fn until_the_end(mut self) -> Result<Outcome, LinuxError> {
         let end = self.serve();
         self.steering.end();
         let end = match end {
@@ -488,7 +495,8 @@ impl Run<'_> {
     fn closed(&mut self) -> Result<End, LinuxError> {
         let Some(status) = self.await_exit() else {
             self.guest.kill();
-            let text = format!("QEMU gave up the window and went on: it was ended after {} seconds", END.as_secs());
+            let text =
+                format!("QEMU gave up the window and went on: it was ended after {} seconds", END.as_secs());
             return Err(LinuxError::Control(text));
         };
         let mut end = if status.success() { End::GuestOff } else { End::Qemu(status) };

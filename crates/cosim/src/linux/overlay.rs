@@ -34,7 +34,8 @@ pub fn archive(files: &[GuestFile]) -> io::Result<Vec<u8>> {
     let directory = newc::Builder::new("overlay").mode(0o040_755).nlink(2).ino(1).write(&mut out, 0);
     directory.finish()?;
     for (i, file) in files.iter().enumerate() {
-        let too_large = |_| io::Error::new(io::ErrorKind::InvalidInput, format!("{} is too large", file.name));
+        let too_large =
+            |_| io::Error::new(io::ErrorKind::InvalidInput, format!("{} is too large", file.name));
         let len = u32::try_from(file.bytes.len()).map_err(too_large)?;
         let mode = if file.executable { 0o100_755 } else { 0o100_644 };
         let name = format!("overlay/{}", file.name);
@@ -79,7 +80,11 @@ mod tests {
             seen.push((entry.entry().name().to_string(), entry.entry().mode(), text));
             rest = entry.finish().unwrap();
         }
-        let expected = [("overlay", 0o040_755, ""), ("overlay/run", 0o100_644, "echo hello\n"), ("overlay/parameters", 0o100_644, "")];
+        let expected = [
+            ("overlay", 0o040_755, ""),
+            ("overlay/run", 0o100_644, "echo hello\n"),
+            ("overlay/parameters", 0o100_644, ""),
+        ];
         assert_eq!(seen, expected.map(|(n, m, t)| (n.to_string(), m, t.to_string())));
     }
 }

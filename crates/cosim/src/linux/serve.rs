@@ -53,7 +53,8 @@ impl Served {
                 .map_err(|error| LinuxError::File { path: path.into(), error: std::io::Error::other(error) })
         };
         let window = bind(socket)?;
-        let mut sockets = vec![FunctionSocket { socket: socket.into(), slot: WINDOW_SLOT, id: "window".into() }];
+        let mut sockets =
+            vec![FunctionSocket { socket: socket.into(), slot: WINDOW_SLOT, id: "window".into() }];
         let mut functions = VecDeque::new();
         for (i, function) in tree.pci.iter().enumerate() {
             let path = beside(socket, &format!(".pci{i}"));
@@ -120,9 +121,14 @@ impl Served {
         let connection =
             Connection::new(stream, Limits::default()).map_err(|e| failed(SessionError::Host(e)))?;
         let mut session = Session::new(plan(&self.tree, self.sim)?, connection);
-        let windows = vec![qemu::Window { ecam: self.tree.ecam, slot: WINDOW_SLOT, bar0: self.tree.window.base }];
+        let windows =
+            vec![qemu::Window { ecam: self.tree.ecam, slot: WINDOW_SLOT, bar0: self.tree.window.base }];
         let control = self.control.clone();
-        let steering = Steering::start(move |timeout| control.connect(timeout).map_err(|e| e.to_string()), windows, false);
+        let steering = Steering::start(
+            move |timeout| control.connect(timeout).map_err(|e| e.to_string()),
+            windows,
+            false,
+        );
         while !stop.load(Ordering::Relaxed) {
             if let Some((listener, _)) = self.functions.front()
                 && let Some(stream) =

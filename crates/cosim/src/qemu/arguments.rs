@@ -35,7 +35,14 @@ pub struct GuestConfig {
 impl Default for GuestConfig {
     /// One Cortex-A72 (48-bit addresses, 16-bit ASIDs), 1 GiB, GICv3 with ITS.
     fn default() -> Self {
-        Self { cpus: 1, memory: 1 << 30, cpu: "cortex-a72".into(), gic_version: 3, its: true, extra: Vec::new() }
+        Self {
+            cpus: 1,
+            memory: 1 << 30,
+            cpu: "cortex-a72".into(),
+            gic_version: 3,
+            its: true,
+            extra: Vec::new(),
+        }
     }
 }
 
@@ -123,7 +130,9 @@ pub enum LaunchError {
     #[error("{0:?} is no name for a device: a letter, then letters, digits, '-', '.' or '_'")]
     Id(String),
     /// A path that cannot be given to QEMU.
-    #[error("{0:?} cannot be given to QEMU: a socket's path is UTF-8 and shorter than 108 bytes, no path has a zero in it")]
+    #[error(
+        "{0:?} cannot be given to QEMU: a socket's path is UTF-8 and shorter than 108 bytes, no path has a zero in it"
+    )]
     Path(PathBuf),
 }
 
@@ -374,7 +383,10 @@ mod tests {
         launch.guest.extra = vec!["-name".into(), "x".into()];
         let arguments = arguments(&launch, &control).unwrap();
         assert!(arguments.contains(&"unix:/run/a,,b/q,server=on,wait=off".into()));
-        let device = arguments.iter().find_map(|word| word.to_str()?.starts_with("{\"addr\"").then_some(word)).unwrap();
+        let device = arguments
+            .iter()
+            .find_map(|word| word.to_str()?.starts_with("{\"addr\"").then_some(word))
+            .unwrap();
         let device: serde_json::Value = serde_json::from_str(device.to_str().unwrap()).unwrap();
         assert_eq!(device["socket"]["path"], "/run/a,\"b/f");
         assert_eq!(arguments[arguments.len() - 2..], ["-name", "x"]);
@@ -396,8 +408,16 @@ mod tests {
             (|launch| launch.functions[0].slot = 32, "slot 32"),
             (|launch| launch.functions[0].id = "0x".into(), "no name"),
             (|launch| launch.functions[0].id = "a,b".into(), "no name"),
-            (|launch| launch.functions.push(FunctionSocket { slot: 2, ..launch.functions[0].clone() }), "twice"),
-            (|launch| launch.functions.push(FunctionSocket { id: "b".into(), ..launch.functions[0].clone() }), "twice"),
+            (
+                |launch| launch.functions.push(FunctionSocket { slot: 2, ..launch.functions[0].clone() }),
+                "twice",
+            ),
+            (
+                |launch| {
+                    launch.functions.push(FunctionSocket { id: "b".into(), ..launch.functions[0].clone() })
+                },
+                "twice",
+            ),
             (|launch| launch.functions[0].socket = "x".repeat(108).into(), "108"),
             (|launch| launch.functions[0].socket = OsString::from_vec(vec![b'/', 0xff]).into(), "UTF-8"),
         ];

@@ -6,10 +6,11 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use portcullis_arch::Pa;
+use serde_json::json;
 
 use super::lines::{LineError, Lines, MAX_LINE};
 use super::process::Deadline;
-use super::qmp::{Qmp, QmpEvent, RunState};
+use super::qmp::{Qmp, QmpEvent, Reason, RunState};
 use super::qtest::Qtest;
 use super::run_dir::{RunDir, RunDirError};
 
@@ -232,7 +233,9 @@ impl Control {
         self.qtest.writel(at(BAR0), low)?;
         let read = self.qtest.readl(at(BAR0))? & !0xf;
         if read != low {
-            return wrong(format!("BAR 0 reads back {read:#x}: absent, or the address is not aligned to its size"));
+            return wrong(format!(
+                "BAR 0 reads back {read:#x}: absent, or the address is not aligned to its size"
+            ));
         }
         if wide {
             self.qtest.writel(at(BAR1), high)?;
@@ -244,7 +247,9 @@ impl Control {
         self.qtest.writew(at(COMMAND), MEMORY_AND_MASTER)?;
         let command = self.qtest.readl(at(COMMAND))? as u16;
         if command & MEMORY_AND_MASTER != MEMORY_AND_MASTER {
-            return wrong(format!("the command register reads back {command:#x}, expected {MEMORY_AND_MASTER:#x}"));
+            return wrong(format!(
+                "the command register reads back {command:#x}, expected {MEMORY_AND_MASTER:#x}"
+            ));
         }
         Ok(())
     }
@@ -265,12 +270,43 @@ impl Control {
         self.qmp.execute("stop", None).map(drop)
     }
 
-    /// Resets the machine; a stopped one stays stopped. The BARs are cleared: see [`Self::restart`].
+    /// Resets the machine and waits until that is done; a stopped one stays stopped. The BARs are cleared: see
+    /// [`Self::restart`].
     ///
     /// # Errors
     /// [`ControlError`].
     pub fn system_reset(&mut self) -> Result<(), ControlError> {
-        self.qmp.execute("system_reset", None).map(drop)
+        // Our QEMU turns every reset into an end (`-action reboot=shutdown`), this one too if it is not told otherwise.
+        self.on_reboot("reset")?;
+        let done = self.reset_now();
+        let back = self.on_reboot("shutdown");
+        done.and(back)
+    }
+
+    fn on_reboot(&mut self, action: &str) -> Result<(), ControlError> {
+        self.qmp.execute("set-action", Some(json!({ "reboot": action }))).map(drop)
+    }
+
+    fn reset_now(&mut self) -> Result<(), ControlError> {
+        self.qmp.execute("system_reset", None)?;
+        // The reset happens in QEMU's main loop, after the answer; its event says that it is done. Other events are
+        // for the caller, in their order.
+        let deadline = Deadline::after(COMMAND_TIMEOUT);
+        let mut others = Vec::new();
+        let done = loop {
+            match self.qmp.next_event(deadline.remaining()) {
+                Ok(Some(QmpEvent::Reset(Reason::HostReset))) => break Ok(()),
+                Ok(Some(event)) => others.push(event),
+                Ok(None) => {
+                    break Err(ControlError::new("QMP", "system_reset", Failure::Late(COMMAND_TIMEOUT)));
+                }
+                Err(error) => break Err(error),
+            }
+        };
+        for event in others {
+            self.qmp.keep(event);
+        }
+        done
     }
 
     /// Resets the machine, places the windows and lets it run: the answer to a guest's reboot. The processors are
@@ -282,22 +318,6 @@ impl Control {
         // Harmless where it is stopped already.
         self.stop()?;
         self.system_reset()?;
-        // The reset happens in QEMU's main loop, after the answer; its event says that it is done. Events of before
-        // are for the caller, in their order.
-        let deadline = Deadline::after(COMMAND_TIMEOUT);
-        let mut others = Vec::new();
-        loop {
-            match self.qmp.next_event(deadline.remaining())? {
-                Some(QmpEvent::Reset(super::Reason::HostReset)) => break,
-                Some(event) => others.push(event),
-                None => {
-                    return Err(ControlError::new("QMP", "system_reset", Failure::Late(COMMAND_TIMEOUT)));
-                }
-            }
-        }
-        for event in others {
-            self.qmp.keep(event);
-        }
         for window in windows {
             self.place_window(*window)?;
         }

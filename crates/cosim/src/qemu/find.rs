@@ -236,8 +236,11 @@ fn check(program: &Path) -> Result<Version, String> {
 fn said(done: &Finished) -> String {
     let text = String::from_utf8_lossy(&done.stderr);
     let lines: Vec<&str> = text.lines().collect();
-    let last: Vec<String> =
-        lines.iter().skip(lines.len().saturating_sub(5)).map(|line| line.chars().take(300).collect()).collect();
+    let last: Vec<String> = lines
+        .iter()
+        .skip(lines.len().saturating_sub(5))
+        .map(|line| line.chars().take(300).collect())
+        .collect();
     format!("{}: {}", done.status, if last.is_empty() { "(no message)".into() } else { last.join("; ") })
 }
 
@@ -256,7 +259,8 @@ mod tests {
         fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
         // Another test may have forked while the file was open for writing; until that child runs its own program,
         // this one is "busy".
-        while Command::new(&path).arg("--wait").output().is_err_and(|error| error.raw_os_error() == Some(26)) {
+        while Command::new(&path).arg("--wait").output().is_err_and(|error| error.raw_os_error() == Some(26))
+        {
             std::thread::sleep(Duration::from_millis(2));
         }
         path

@@ -73,9 +73,10 @@ impl Guest {
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let (child, keeper) = spawn_kept(command).map_err(failed)?;
         let mut started = Started(Some(child));
-        let pipes = started.0.as_mut().and_then(|child| {
-            child.stdin.take().zip(child.stdout.take()).zip(child.stderr.take())
-        });
+        let pipes = started
+            .0
+            .as_mut()
+            .and_then(|child| child.stdin.take().zip(child.stdout.take()).zip(child.stderr.take()));
         let lost = || failed(io::ErrorKind::BrokenPipe.into());
         let ((stdin, stdout), stderr) = pipes.ok_or_else(lost)?;
         let input = ConsoleInput::new(stdin).map_err(failed)?;

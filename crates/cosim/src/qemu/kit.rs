@@ -199,13 +199,7 @@ impl Kit {
             .iter()
             .position(|kernel| kernel.name == raw.default)
             .ok_or_else(|| malformed(format!("the default kernel {:?} is not in the list", raw.default)))?;
-        Ok(Self {
-            dir: dir.to_owned(),
-            qemu_program,
-            qemu_version: raw.qemu.version,
-            kernels,
-            default,
-        })
+        Ok(Self { dir: dir.to_owned(), qemu_program, qemu_version: raw.qemu.version, kernels, default })
     }
 
     /// Where `scripts/linux-kit` puts the kit: `$PORTCULLIS_CACHE`, else `$XDG_CACHE_HOME`, else `~/.cache`, and below
@@ -286,7 +280,9 @@ impl Files<'_> {
             field: field.to_owned(),
             path: path.clone(),
         };
-        let (Ok(real), Ok(root)) = (path.canonicalize(), self.dir.canonicalize()) else { return Err(missing()) };
+        let (Ok(real), Ok(root)) = (path.canonicalize(), self.dir.canonicalize()) else {
+            return Err(missing());
+        };
         if !real.starts_with(&root) {
             return Err(outside());
         }
@@ -323,7 +319,9 @@ mod tests {
 
     fn kit_with(manifest: &[u8]) -> tempfile::TempDir {
         let dir = tempfile::tempdir().unwrap();
-        for file in ["qemu/qemu-system-aarch64", "k/6/vmlinuz", "k/6/initrd.gz", "k/7/vmlinuz", "k/7/initrd.gz"] {
+        for file in
+            ["qemu/qemu-system-aarch64", "k/6/vmlinuz", "k/6/initrd.gz", "k/7/vmlinuz", "k/7/initrd.gz"]
+        {
             let path = dir.path().join(file);
             fs::create_dir_all(path.parent().unwrap()).unwrap();
             fs::write(path, "x").unwrap();

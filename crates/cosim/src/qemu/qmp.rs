@@ -267,7 +267,8 @@ mod tests {
 
     use super::*;
 
-    const GREETING: &str = r#"{"QMP": {"version": {"qemu": {"micro": 3, "minor": 1, "major": 11}}, "capabilities": []}}"#;
+    const GREETING: &str =
+        r#"{"QMP": {"version": {"qemu": {"micro": 3, "minor": 1, "major": 11}}, "capabilities": []}}"#;
 
     /// A peer that greets, then answers every command by `answer(command, id)`; it closes when that gives `None`.
     fn peer(
@@ -357,7 +358,9 @@ mod tests {
     fn an_error_carries_qemus_words() {
         let (qmp, _thread) = peer(|_, id| {
             let error = "Resetting the Virtual Machine is required";
-            Some(format!("{{\"id\": {id}, \"error\": {{\"class\": \"GenericError\", \"desc\": \"{error}\"}}}}"))
+            Some(format!(
+                "{{\"id\": {id}, \"error\": {{\"class\": \"GenericError\", \"desc\": \"{error}\"}}}}"
+            ))
         });
         let error = qmp.unwrap().execute("cont", None).unwrap_err();
         assert!(matches!(error.failure(), Failure::Refused(_)));
@@ -366,7 +369,9 @@ mod tests {
 
     #[test]
     fn garbage_is_an_error_that_shows_what_came() {
-        for answer in ["hello", "[]", "{}", "7", "{\"event\": 7}", "{\"return\": {}}", "{\"return\": {}, \"id\": 99}"] {
+        for answer in
+            ["hello", "[]", "{}", "7", "{\"event\": 7}", "{\"return\": {}}", "{\"return\": {}, \"id\": 99}"]
+        {
             let error = failure_of(answer);
             assert!(matches!(error.failure(), Failure::Garbage(_)), "{answer}: {error}");
             assert!(error.to_string().contains("cont") && error.to_string().contains(answer), "{error}");
@@ -378,7 +383,10 @@ mod tests {
         let (qmp, _thread) = peer(|command, id| {
             Some(match command {
                 "stop" => String::new(),
-                _ => format!("{{\"return\": \"late\", \"id\": {}}}\n{{\"return\": \"mine\", \"id\": {id}}}", id - 1),
+                _ => format!(
+                    "{{\"return\": \"late\", \"id\": {}}}\n{{\"return\": \"mine\", \"id\": {id}}}",
+                    id - 1
+                ),
             })
         });
         let mut qmp = qmp.unwrap();
@@ -404,8 +412,8 @@ mod tests {
                 theirs.write_all(greeting.as_bytes()).unwrap();
             }
             let short = Duration::from_millis(100);
-            let error =
-                Qmp::greet(Lines::new(ours).unwrap(), Deadline::after(short), short, &mut || false).unwrap_err();
+            let error = Qmp::greet(Lines::new(ours).unwrap(), Deadline::after(short), short, &mut || false)
+                .unwrap_err();
             assert!(error.to_string().contains("greeting"), "{error}");
         }
     }

@@ -120,7 +120,8 @@ impl Qtest {
         self.lost = true;
         self.lines.send(command, deadline).map_err(|error| fail(Failure::line(error, self.timeout)))?;
         loop {
-            let line = self.lines.receive(deadline).map_err(|error| fail(Failure::line(error, self.timeout)))?;
+            let line =
+                self.lines.receive(deadline).map_err(|error| fail(Failure::line(error, self.timeout)))?;
             // Reports of interrupt lines come on their own, between the answers.
             if line.starts_with("IRQ ") {
                 continue;
@@ -177,8 +178,14 @@ mod tests {
 
     #[test]
     fn every_width_is_written_and_read_as_qemu_expects() {
-        let (mut qtest, thread) =
-            peer(text(&["OK 0x00000000000012ab\n", "OK 0xffffffff\n", "OK 0xffffffffffffffff\r\n", "OK\n", "OK\n", "OK\n"]));
+        let (mut qtest, thread) = peer(text(&[
+            "OK 0x00000000000012ab\n",
+            "OK 0xffffffff\n",
+            "OK 0xffffffffffffffff\r\n",
+            "OK\n",
+            "OK\n",
+            "OK\n",
+        ]));
         assert_eq!(qtest.readw(Pa(0x10)).unwrap(), 0x12ab);
         assert_eq!(qtest.readl(Pa(0x40_1000_8000)).unwrap(), u32::MAX);
         assert_eq!(qtest.readq(Pa(0x18)).unwrap(), u64::MAX);
@@ -207,7 +214,10 @@ mod tests {
     fn a_refusal_names_the_command_and_the_connection_stays() {
         let (mut qtest, _thread) = peer(text(&["FAIL Unknown command 'readl'\n", "OK 0x1\n"]));
         let error = qtest.readl(Pa(0x10)).unwrap_err();
-        assert!(error.to_string().contains("readl 0x10") && error.to_string().contains("FAIL Unknown"), "{error}");
+        assert!(
+            error.to_string().contains("readl 0x10") && error.to_string().contains("FAIL Unknown"),
+            "{error}"
+        );
         assert_eq!(qtest.readl(Pa(0x10)).unwrap(), 1);
     }
 

@@ -72,7 +72,8 @@ impl RunDir {
     /// # Errors
     /// [`RunDirError`] of the last place tried.
     pub fn new() -> Result<Self, RunDirError> {
-        let runtime = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from).filter(|path| path.is_absolute());
+        let runtime =
+            std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from).filter(|path| path.is_absolute());
         if let Some(dir) = runtime.and_then(|base| Self::below(&base).ok()) {
             return Ok(dir);
         }
@@ -241,7 +242,8 @@ mod tests {
         let elsewhere = tempfile::tempdir().unwrap();
         let link = base.path().join(format!("{PREFIX}{}-1", dead_pid()));
         symlink(elsewhere.path(), &link).unwrap();
-        let others = ["portcullis-x-0", "portcullis-1", "portcullis-1-0", "portcullis--1-0", "portcullis-0-0", "else"];
+        let others =
+            ["portcullis-x-0", "portcullis-1", "portcullis-1-0", "portcullis--1-0", "portcullis-0-0", "else"];
         for name in others {
             fs::create_dir(base.path().join(name)).unwrap();
         }

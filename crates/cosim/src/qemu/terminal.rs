@@ -66,8 +66,7 @@ impl Keyboard {
             let mut file = std::fs::File::from(from);
             let mut buffer = [0; 1024];
             loop {
-                let mut polls =
-                    [PollFd::new(&file, PollFlags::IN), PollFd::new(&stopped, PollFlags::IN)];
+                let mut polls = [PollFd::new(&file, PollFlags::IN), PollFd::new(&stopped, PollFlags::IN)];
                 match wait_any(&mut polls, Deadline::after(Duration::MAX)) {
                     Ok(true) => {}
                     Ok(false) => continue,
@@ -99,5 +98,74 @@ impl Drop for Keyboard {
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{BufRead as _, BufReader, Write as _};
+    use std::os::unix::net::UnixStream;
+    use std::process::{Child, ChildStdout, Command, Stdio};
+
+    use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+    use rustix::termios::LocalModes;
+
+    use super::*;
+
+    /// A program that gives back what is typed to it.
+    fn echo() -> (Child, ConsoleInput, BufReader<ChildStdout>) {
+        let mut child = Command::new("cat").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let input = ConsoleInput::new(child.stdin.take().unwrap()).unwrap();
+        let output = BufReader::new(child.stdout.take().unwrap());
+        (child, input, output)
+    }
+
+    #[test]
+    fn a_terminal_is_raw_while_it_is_the_guests_and_as_before_afterwards() {
+        let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
+        grantpt(&master).unwrap();
+        unlockpt(&master).unwrap();
+        let name = ptsname(&master, Vec::new()).unwrap();
+        let terminal = rustix::fs::open(
+            &name,
+            rustix::fs::OFlags::RDWR | rustix::fs::OFlags::NOCTTY,
+            rustix::fs::Mode::empty(),
+        )
+        .unwrap();
+        let cooked = LocalModes::ICANON | LocalModes::ECHO | LocalModes::ISIG;
+        let before = tcgetattr(&terminal).unwrap();
+        assert!(before.local_modes.contains(cooked));
+
+        let (mut child, input, mut output) = echo();
+        let keyboard = Keyboard::over(terminal.try_clone().unwrap(), input).unwrap();
+        let during = tcgetattr(&terminal).unwrap();
+        assert!(!during.local_modes.intersects(cooked));
+        assert_eq!(during.output_modes & OutputModes::OPOST, before.output_modes & OutputModes::OPOST);
+        // A Ctrl-C is a byte for the guest, not a signal for us.
+        std::fs::File::from(master.try_clone().unwrap()).write_all(b"a\x03b\n").unwrap();
+        let mut line = Vec::new();
+        output.read_until(b'\n', &mut line).unwrap();
+        assert_eq!(line, b"a\x03b\n");
+
+        drop(keyboard);
+        let after = tcgetattr(&terminal).unwrap();
+        assert_eq!(after.local_modes, before.local_modes);
+        assert_eq!(after.input_modes, before.input_modes);
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+
+    #[test]
+    fn what_is_no_terminal_is_carried_too_and_does_not_hold_the_end() {
+        let (mut typing, stdin) = UnixStream::pair().unwrap();
+        let (mut child, input, mut output) = echo();
+        let keyboard = Keyboard::over(stdin.into(), input).unwrap();
+        typing.write_all(b"uname\n").unwrap();
+        let mut line = String::new();
+        output.read_line(&mut line).unwrap();
+        assert_eq!(line, "uname\n");
+        drop(keyboard);
+        child.kill().unwrap();
+        child.wait().unwrap();
     }
 }

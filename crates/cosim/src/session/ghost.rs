@@ -51,7 +51,10 @@ impl Ghost {
 
     fn config() -> Config {
         // Class ff: no class that anybody binds to. BAR 0 is 32 bits wide and not prefetchable: zeroes.
-        Config::new(&[(0, &[0xff; 4]), (8, &[0, 0, 0, 0xff]), (0x2c, &[0xff; 4])], &[(4, &[0xff; 2]), (0x10, &[0xff; 24])])
+        Config::new(
+            &[(0, &[0xff; 4]), (8, &[0, 0, 0, 0xff]), (0x2c, &[0xff; 4])],
+            &[(4, &[0xff; 2]), (0x10, &[0xff; 24])],
+        )
     }
 
     fn note(&mut self, result: Result<(), GuestRamError>) -> Result<(), Refusal> {

@@ -37,8 +37,11 @@ use wires::{WireCounts, Wires};
 
 /// Messages handled before engines get their turn.
 const MESSAGES: usize = 64;
-/// Steps of engines before the peer gets its turn.
+/// Steps of engines before the peer gets its turn; after so many of them a look at the clock, for with many engines at work
+/// on large pieces the processors of the guest would wait too long for an answer.
 const STEPS: u32 = 256;
+const STEPS_AT_ONCE: u32 = 16;
+const SLICE: Duration = Duration::from_millis(1);
 /// Writes to the guest that wait for their answer at most.
 const OUTSTANDING: usize = 64;
 
@@ -181,7 +184,13 @@ impl Session {
         self.build()?;
         if let Some(machine) = &self.ghost.machine {
             machine.tracer().advance_to(nanos(self.started.elapsed()));
-            self.activity = machine.work(STEPS);
+            let begun = Instant::now();
+            for _ in 0..STEPS / STEPS_AT_ONCE {
+                self.activity = machine.work(STEPS_AT_ONCE);
+                if self.activity != Activity::Busy || begun.elapsed() > SLICE {
+                    break;
+                }
+            }
         }
         for done in self.connection.take_completions() {
             self.latency.note(done.elapsed, done.result.is_err());
@@ -293,7 +302,9 @@ impl Session {
         let Some(machine) = &self.ghost.machine else { return summary };
         for smmu in machine.smmus() {
             if let SmmuModel::V3(model) = &smmu.model {
-                let name = |code| Opcode::from_code(code).map_or_else(|| format!("{code:#04x}"), |o| format!("{o:?}"));
+                let name = |code| {
+                    Opcode::from_code(code).map_or_else(|| format!("{code:#04x}"), |o| format!("{o:?}"))
+                };
                 summary.commands.extend(model.commands_done().into_iter().map(|(code, n)| (name(code), n)));
             }
         }

@@ -7,8 +7,8 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use portcullis_arch::testdev;
-use portcullis_bus::{Engine as _, Mmio};
 use portcullis_board::sim::{EngineKind, Machine};
+use portcullis_bus::{Engine as _, Mmio};
 use portcullis_engines::{AtcShared, TestDev};
 
 use crate::guest_tree::PciFunction;
@@ -59,7 +59,13 @@ fn config(f: &PciFunction) -> Config {
     // One end-to-end TLP prefix: a PASID is one.
     let prefixes = (1u32 << 21 | 1 << 22).to_le_bytes();
     let pasid = f.pasid_bits.min(20);
-    let next_ats = if f.pri { PRI } else if pasid > 0 { PASID } else { 0 };
+    let next_ats = if f.pri {
+        PRI
+    } else if pasid > 0 {
+        PASID
+    } else {
+        0
+    };
     let next_pri = if pasid > 0 { PASID } else { 0 };
     let mut set: Vec<(usize, Vec<u8>)> = vec![
         (0, identity),
@@ -137,11 +143,7 @@ impl TestFunction {
     /// The device does what configuration space says.
     fn follow(&mut self) {
         let Some(device) = &self.device else { return };
-        device
-            .engine
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .set_bus_master(self.config.master_on());
+        device.engine.lock().unwrap_or_else(PoisonError::into_inner).set_bus_master(self.config.master_on());
         if let Some(atc) = &device.atc {
             let ats = self.what.ats && self.config.word(ATS + 6) & ATS_ENABLE != 0;
             let pri = self.what.pri && self.config.word(PRI + 4) & PRI_ENABLE != 0;

@@ -23,6 +23,16 @@ pub enum GuestRamError {
         /// Bytes.
         size: u64,
     },
+    /// The file holds zeroes although QEMU puts its boot loader or the device tree where memory begins: QEMU sends the
+    /// descriptor even where it keeps its own copy of every page that is written.
+    #[error(
+        "the guest's memory at {base:#x} is not shared with us: nothing was written to its file. Start QEMU with `share=on` \
+         in `-object memory-backend-memfd,id=mem,share=on,...`"
+    )]
+    Private {
+        /// Where it begins.
+        base: u64,
+    },
     /// A file cannot be mapped.
     #[error("the guest's memory at {base:#x}: {error}")]
     Map {
@@ -46,6 +56,13 @@ pub enum GuestRamError {
     /// A file of which the host cannot tell what it is.
     #[error("the guest's memory: {0}")]
     Host(#[from] std::io::Error),
+}
+
+/// Nothing but zeroes in the page at `offset`.
+fn is_blank(file: &OwnedFd, offset: u64) -> Result<bool, GuestRamError> {
+    let mut page = [0; 4096];
+    let n = rustix::io::pread(file, &mut page, offset).map_err(std::io::Error::from)?;
+    Ok(page.iter().take(n).all(|b| *b == 0))
 }
 
 /// Which bytes of which file.
@@ -101,7 +118,8 @@ impl GuestRam {
                 }
                 return Ok(());
             }
-            let in_use = |r: &&Range| r.block.is_some() && r.base < base.saturating_add(size) && base < r.end();
+            let in_use =
+                |r: &&Range| r.block.is_some() && r.base < base.saturating_add(size) && base < r.end();
             return match self.ranges.iter().find(in_use) {
                 Some(range) => Err(GuestRamError::Replaced { base: range.base }),
                 // Memory that came later: the machine was built without it.
@@ -140,7 +158,8 @@ impl GuestRam {
         self.memory.as_ref()
     }
 
-    /// Maps everything that was told of. Each of the `needed` ranges must be inside one run of one file.
+    /// Maps everything that was told of. Each of the `needed` ranges must be inside one run of one file, and something must
+    /// be in the first of them.
     ///
     /// # Errors
     /// Says which memory is missing or cannot be mapped.
@@ -165,7 +184,8 @@ impl GuestRam {
         let mut mapped = Vec::new();
         for (base, size) in needed {
             let end = base.checked_add(size);
-            let holds = |&&(b, s, _): &&(u64, u64, usize)| b <= base && end.is_some_and(|e| e <= b.saturating_add(s));
+            let holds =
+                |&&(b, s, _): &&(u64, u64, usize)| b <= base && end.is_some_and(|e| e <= b.saturating_add(s));
             let missing = GuestRamError::NotShared { base, size };
             let &(block, len, first) = blocks.iter().find(holds).ok_or(missing)?;
             if mapped.iter().any(|(b, _)| *b == block) {
@@ -174,8 +194,15 @@ impl GuestRam {
             let range = self.ranges.get(first).and_then(|r| Some((r.file.as_ref()?, r.bytes.offset)));
             let (file, offset) = range.ok_or(GuestRamError::NotShared { base, size })?;
             let bytes = usize::try_from(len).unwrap_or(usize::MAX);
-            let ram = Ram::map(file, offset, bytes).map_err(|error| GuestRamError::Map { base: block, error })?;
-            for range in self.ranges.iter_mut().filter(|r| r.base >= block && r.end() <= block.saturating_add(len)) {
+            let ram =
+                Ram::map(file, offset, bytes).map_err(|error| GuestRamError::Map { base: block, error })?;
+            // Only now: it is a memfd, of which a read does not wait.
+            if mapped.is_empty() && is_blank(file, offset.saturating_add(base - block))? {
+                return Err(GuestRamError::Private { base });
+            }
+            for range in
+                self.ranges.iter_mut().filter(|r| r.base >= block && r.end() <= block.saturating_add(len))
+            {
                 range.block = Some(block);
             }
             mapped.push((block, ram));
@@ -202,6 +229,7 @@ mod tests {
     fn memfd(size: u64) -> OwnedFd {
         let file = memfd_create("ram", MemfdFlags::ALLOW_SEALING | MemfdFlags::CLOEXEC).unwrap();
         ftruncate(&file, size).unwrap();
+        rustix::io::pwrite(&file, &[0xd0, 0x0d, 0xfe, 0xed], 0).unwrap();
         fcntl_add_seals(&file, SealFlags::SHRINK).unwrap();
         file
     }
@@ -215,7 +243,11 @@ mod tests {
         let memory = ram.build([(0x4000_0000, 0x8000)]).unwrap();
         memory.write(Pa(0x4000_3ffc), A, &[7; 8]).unwrap();
         ram.unmap(0x4000_4000, 0x4000);
-        assert_eq!(memory.load64(Pa(0x4000_0000), A), Err(BusError::Decode), "a part is gone: nothing answers");
+        assert_eq!(
+            memory.load64(Pa(0x4000_0000), A),
+            Err(BusError::Decode),
+            "a part is gone: nothing answers"
+        );
         ram.map(0x4000_4000, 0x4000, file.try_clone().unwrap(), 0x4000).unwrap();
         let mut b = [0; 8];
         memory.read(Pa(0x4000_3ffc), A, &mut b).unwrap();
@@ -224,6 +256,16 @@ mod tests {
         assert!(matches!(other, Err(GuestRamError::Replaced { .. })));
         ram.map(0x8000_0000, 0x4000, memfd(0x8000), 0).unwrap();
         assert!(memory.load64(Pa(0x8000_0000), A).is_err(), "too late for this machine");
+    }
+
+    #[test]
+    fn a_file_that_nobody_writes_to_is_not_shared() {
+        let file = memfd(0x8000);
+        rustix::io::pwrite(&file, &[0; 8], 0).unwrap();
+        let mut ram = GuestRam::default();
+        ram.map(0x4000_0000, 0x8000, file, 0).unwrap();
+        let error = ram.build([(0x4000_0000, 0x8000)]).map(drop).unwrap_err();
+        assert!(matches!(error, GuestRamError::Private { .. }) && error.to_string().contains("share=on"));
     }
 
     #[test]

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use portcullis_bus::{BusError, Mmio};
 use portcullis_board::sim::{EventKind, Machine, Tracer};
+use portcullis_bus::{BusError, Mmio};
 use serde::Serialize;
 
 /// Simulated cost of a register access in nanoseconds.

@@ -6,6 +6,7 @@
 
 #![allow(dead_code)] // Each test binary uses a part of it.
 
+pub mod faults;
 pub mod log;
 
 use std::io::Write as _;
@@ -16,11 +17,12 @@ use std::time::{Duration, Instant};
 
 use portcullis_arch::zdma;
 use portcullis_board::Tree;
-use portcullis_board::sim::{EngineKind, EngineSlot, Event, EventKind, Machine, TransactionEvent};
+use portcullis_board::sim::{EngineKind, EngineSlot, Event, EventKind, Machine};
 use portcullis_cosim::guest_tree::Messages;
 use portcullis_cosim::linux::{self, GuestFile, Job, Look, Observer, Outcome};
 use portcullis_cosim::qemu::{Kernel, Kit, Qemu, Tier};
 
+use faults::Fault;
 use log::{Interrupts, Record};
 
 /// What all jobs source.
@@ -28,7 +30,7 @@ const COMMON: &str = include_str!("../../jobs/common.sh");
 /// Guests at a time.
 const GUESTS: usize = 2;
 /// Longest time for a guest; one takes about ten seconds on an idle machine.
-const LIMIT: Duration = Duration::from_secs(150);
+const LIMIT: Duration = Duration::from_secs(240);
 /// The channel (from 0, by address) whose register is the mailbox.
 const MAILBOX: usize = 2;
 const CONSOLE_SHOWN: usize = 6000;
@@ -103,6 +105,18 @@ impl Drop for Permit {
     }
 }
 
+/// Kernels from this version on attach every master to a domain when its SMMU registers; older ones when a driver binds.
+pub const EAGER: (u32, u32) = (6, 15);
+
+/// The machine of a guest that holds still.
+pub struct Seen<'a> {
+    pub machine: &'a Machine,
+    /// The kernel's version.
+    pub kernel: (u32, u32),
+    /// The number that the job gave.
+    pub number: u32,
+}
+
 /// A guest to be run.
 #[derive(Clone, Copy)]
 pub struct Guest<'a> {
@@ -113,8 +127,10 @@ pub struct Guest<'a> {
     pub append: &'a str,
     pub cpus: u32,
     pub messages: Messages,
-    /// Looks at the machine while the guest holds still, with the number that the guest gave.
-    pub look: &'a (dyn Fn(&Machine, u32) + Sync),
+    /// Changes the board before it is used.
+    pub edit: &'a (dyn Fn(Tree) -> Tree + Sync),
+    /// Looks at the machine while the guest holds still.
+    pub look: &'a (dyn Fn(&Seen<'_>) + Sync),
 }
 
 impl Default for Guest<'_> {
@@ -126,7 +142,8 @@ impl Default for Guest<'_> {
             append: "",
             cpus: 1,
             messages: Messages::AsBoard,
-            look: &|_, _| {},
+            edit: &|board| board,
+            look: &|_| {},
         }
     }
 }
@@ -137,7 +154,7 @@ pub struct Report {
     pub outcome: Outcome,
     pub console: String,
     /// Transactions that the IOMMU refused, in their order.
-    pub faults: Vec<TransactionEvent>,
+    pub faults: Vec<Fault>,
     /// Transactions of which nobody was told because there were too many.
     pub lost: u64,
     /// How often the guest held still.
@@ -189,7 +206,7 @@ impl Guest<'_> {
         let _permit = Permit::new();
         let begun = Instant::now();
         let board = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(format!("../../boards/{}.dtb", self.board));
-        let mut job = Job::new(Tree::load(board).unwrap(), kernel, self.script);
+        let mut job = Job::new((self.edit)(Tree::load(board).unwrap()), kernel, self.script);
         job.files.push(GuestFile::text("common.sh", COMMON));
         job.files.push(GuestFile::text("parameters", self.parameters));
         job.tree.messages = self.messages;
@@ -197,7 +214,8 @@ impl Guest<'_> {
         // Words of the kernel would come in the middle of ours.
         job.append = format!("quiet {}", self.append);
         job.limit = Some(LIMIT);
-        let mut watcher = Watcher { guest: self, console: Vec::new(), faults: Vec::new(), lost: 0, held: 0 };
+        let kernel_version = log::version(&kernel.release);
+        let mut watcher = Watcher { guest: self, kernel: kernel_version, console: Vec::new(), faults: Vec::new(), lost: 0, held: 0 };
         let outcome = linux::run(&job, qemu, &mut watcher, &AtomicBool::new(false));
         let console = String::from_utf8_lossy(&watcher.console).replace('\r', "");
         let outcome = outcome.unwrap_or_else(|error| panic!("{error}\n{}", tail(&console)));
@@ -242,8 +260,9 @@ fn tail(text: &str) -> &str {
 
 struct Watcher<'a> {
     guest: &'a Guest<'a>,
+    kernel: (u32, u32),
     console: Vec<u8>,
-    faults: Vec<TransactionEvent>,
+    faults: Vec<Fault>,
     lost: u64,
     held: u32,
 }
@@ -260,13 +279,11 @@ impl Observer for Watcher<'_> {
     fn console(&mut self, bytes: &[u8]) {
         self.console.extend(bytes);
     }
-    fn events(&mut self, _: &Machine, events: &[Event], lost: u64) {
+    fn events(&mut self, machine: &Machine, events: &[Event], lost: u64) {
         self.lost += lost;
         for event in events {
-            if let EventKind::Transaction(t) = &event.kind
-                && t.fault.is_some()
-            {
-                self.faults.push((**t).clone());
+            if let EventKind::Transaction(t) = &event.kind {
+                self.faults.extend(Fault::of(machine, t));
             }
         }
     }
@@ -279,7 +296,7 @@ impl Observer for Watcher<'_> {
         // Until the guest has written there is what was there after reset.
         if number >> 16 == 0x4c00 {
             self.held += 1;
-            (self.guest.look)(machine, number & 0xffff);
+            (self.guest.look)(&Seen { machine, kernel: self.kernel, number: number & 0xffff });
             registers.write32(at, 0).unwrap();
         }
         true
@@ -310,6 +327,12 @@ impl Report {
     /// A section that is /proc/interrupts.
     pub fn interrupts(&self, name: &str) -> Interrupts {
         Interrupts::read(&self.section(name))
+    }
+
+    /// The first number in a mark's text.
+    pub fn marks_number(&self, name: &str) -> u64 {
+        let text = &self.outcome.marks.get(name).unwrap().text;
+        text.split_whitespace().next().and_then(|n| n.parse().ok()).unwrap()
     }
 
     /// Fails if the kernel found fault with itself or its SMMU driver, other than in records that `expected` is true for.
