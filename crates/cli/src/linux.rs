@@ -227,7 +227,8 @@ pub fn linux(arguments: &LinuxArguments) -> Result<bool, BadInput> {
     if let Some((path, trace)) = watcher.trace.take() {
         trace.finish().map_err(|e| BadInput(format!("cannot write {}: {e}", path.display())))?;
     }
-    let good = if a.files_asked() { outcome.is_good() } else { outcome.end == linux::End::GuestOff };
+    let off = outcome.end == linux::End::GuestOff && outcome.marks.panic.is_none();
+    let good = if a.files_asked() { outcome.is_good() } else { off };
     if a.json {
         let value = serde_json::json!({
             "good": good,
@@ -465,6 +466,9 @@ fn summary(outcome: &Outcome, faults: u64, lost: u64, good: bool) -> String {
         text += &format!("  {} reboots of the guest were followed\n", outcome.reboots);
     }
     let end = match outcome.end {
+        linux::End::GuestOff if marks.panic.is_some() => {
+            format!("the guest's kernel panicked: {}", marks.panic.as_deref().unwrap_or_default())
+        }
         linux::End::GuestOff => match marks.done {
             Some(0) => "the guest's script ended well and powered off".into(),
             Some(n) => format!("the guest's script ended with status {n}"),

@@ -3,7 +3,7 @@
 # channels go on.
 #
 # Parameters: iterations (per channel and run), meanwhile (the same for the run during which others are disturbed), type
-# (of the groups: DMA or DMA-FQ).
+# (of the groups: DMA or DMA-FQ), refused (if set, the spare channel is not coherent).
 . /overlay/common.sh
 
 p=/sys/module/dmatest/parameters
@@ -63,7 +63,13 @@ unbind "$target"
 group=$(group_of "$spare")
 echo identity > "/sys/kernel/iommu_groups/$group/type"
 expect identity "$(cat "/sys/kernel/iommu_groups/$group/type")" identity
-load vfio_iommu_type1 allow_unsafe_interrupts=1 && load vfio_platform reset_required=0 && bind_override "$target" vfio-platform
+load vfio_iommu_type1 allow_unsafe_interrupts=1 && load vfio_platform reset_required=0 || mark modules fail
+if [ -n "$refused" ]; then
+    # The spare one's DMA does not snoop: vfio does not take it.
+    if bind_override "$spare" vfio-platform 2> /dev/null; then mark vfio-refuses fail; else mark vfio-refuses pass; fi
+    echo > "$platform/$spare/driver_override"
+fi
+bind_override "$target" vfio-platform
 load dmatest iterations="$meanwhile" timeout=30000
 n=1
 while [ "$n" -lt "$last" ]; do

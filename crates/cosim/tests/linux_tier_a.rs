@@ -46,8 +46,9 @@ const V3_FEATURES: [((u32, u32), &str, u32); 2] =
 const V3_QUEUES: [&str; 3] =
     ["allocated 256 entries for cmdq", "allocated 128 entries for evtq", "allocated 128 entries for priq"];
 
-/// io-pgtable-arm.c: attribute 0 non-cacheable, 1 write-back, 2 device, 3 inner write-back outer non-cacheable.
-const MAIR: u64 = 0xf404_ff44;
+/// io-pgtable-arm.c: attribute 0 non-cacheable, 1 write-back, 2 device, 3 inner write-back outer non-cacheable. The kernel
+/// composes it of `int`s, so that the sign of 0xf4 << 24 fills the upper half, attributes that nothing uses.
+const MAIR: u64 = 0xffff_ffff_f404_ff44;
 
 /// A channel's translation now.
 fn explain(seen: &Seen<'_>, channel: &EngineSlot) -> portcullis_board::sim::Explanation {
@@ -153,8 +154,11 @@ fn probe_lines<'a>(boot: &'a [Record], driver: &str) -> Vec<&'a str> {
     log::of(boot, driver).into_iter().filter(|l| !l.starts_with("\tpreserved")).collect()
 }
 
-fn assert_v3_probe(r: &Report, boot: &[Record]) {
-    let lines = probe_lines(boot, "arm-smmu-v3");
+fn assert_v3_probe(r: &Report, boot: &[Record], messages: bool) {
+    let mut lines = probe_lines(boot, "arm-smmu-v3");
+    if !messages {
+        assert_eq!(lines.pop(), Some("msi_domain absent - falling back to wired irqs"));
+    }
     let (since, sizes, features) = *V3_FEATURES.iter().rfind(|(since, ..)| *since <= r.version()).unwrap();
     let (said, bits) = lines[0].split_once(" (features 0x").unwrap();
     let bits = u32::from_str_radix(bits.trim_end_matches(')'), 16).unwrap();
@@ -196,7 +200,7 @@ fn assert_common(r: &Report, kind: &str, writer: bool) -> Vec<Told> {
     let boot = r.log("boot");
     let policy = if kind == "DMA-FQ" { "lazy" } else { "strict" };
     let line = format!("iommu: DMA domain TLB invalidation policy: {policy} mode");
-    assert!(boot.iter().any(|r| r.text.trim() == line), "{boot:#?}");
+    assert!(boot.iter().any(|r| r.text.starts_with(&line)), "{boot:#?}");
     r.assert_clean(&["boot", "bound"], |_| false);
     let mut strays = vec!["stray-read", "stray-write", "stray-first", "stray-second"];
     strays.extend(writer.then_some("stray-writer"));
@@ -240,7 +244,7 @@ fn v3(messages: Messages, append: &'static str) -> Guest<'static> {
 }
 
 fn check_v3(r: &Report, kind: &str, messages: bool) {
-    assert_v3_probe(r, &r.log("boot"));
+    assert_v3_probe(r, &r.log("boot"), messages);
     assert_groups(r, 4, kind);
     let told = assert_common(r, kind, false);
     assert!(told.iter().all(|t| faults::code(t) == Some(EventCode::Translation)), "{told:#?}");

@@ -71,7 +71,7 @@ fn board_with_stalling_function() -> Tree {
             model.root.child_mut("pcie@50000000").and_then(|host| host.child_mut("testdev@2,0")).unwrap();
         function.remove_property("portcullis,ats").unwrap();
         function.remove_property("portcullis,pri").unwrap();
-        function.add_property(DeviceTreeProperty::new_unchecked("dma-can-stall", Vec::new()));
+        function.add_property(DeviceTreeProperty::new_unchecked("dma-can-stall", Vec::<u8>::new()));
         Ok(())
     });
     edited.unwrap()
@@ -212,8 +212,8 @@ fn processes_share_their_address_spaces_with_a_function_that_caches_translations
         return;
     };
     r.assert_sound();
-    // The parent, the one with the same addresses, the one that died; twice.
-    assert!(r.seen.asking.len() >= 3, "{:?}", r.seen.asking);
+    // The parent's PASID, and the one of each child: given back, so it is the next one's.
+    assert_eq!(Vec::from_iter(&r.seen.asking), [&1, &2]);
     assert!(r.seen.granted > 0 && r.seen.translated > 0);
     assert!(r.commands("AtcInv") > 0 && r.seen.invalidations > 0, "{:?}", r.outcome.summary.commands);
     assert_eq!(r.commands("Resume"), 0, "a translation request never stalls");
@@ -253,7 +253,7 @@ fn a_function_whose_transactions_stall_gets_pages_that_nobody_touched() {
         let stalled: Vec<_> = r.seen.faults.iter().filter(|t| t.stream == StreamId(FUNCTIONS[1])).collect();
         assert!(stalled.iter().any(|t| t.substream.is_some()), "{stalled:?}");
         // Each page of four buffers: brought in, refused twice, copied for the writer. And one of the DMA API's.
-        assert!(r.commands("Resume") >= 4 * 16 + 1, "{:?}", r.outcome.summary.commands);
+        assert!(r.commands("Resume") > 4 * 16, "{:?}", r.outcome.summary.commands);
         // Faults of processes are no news for the log. Those of nobody are: after an unmapping by the DMA API, and with a
         // PASID that has no context any more.
         let events: Vec<(u8, u32)> = r.kernel_events("sva").iter().map(|e| (code(e), stream(e))).collect();

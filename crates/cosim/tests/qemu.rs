@@ -278,24 +278,26 @@ impl Machine {
     }
 }
 
+/// Gives the answer to a line; none closes the connection.
+type Answer = Box<dyn FnMut(&str) -> Option<String> + Send>;
+
 /// Serves the two sockets in `dir` as QEMU would.
 fn serve(dir: &Path, machine: &Arc<Mutex<Machine>>) -> ControlSockets {
     let sockets = ControlSockets { qtest: dir.join("qtest.sock"), qmp: dir.join("qmp.sock") };
-    let conversation =
-        |listener: UnixListener, mut answer: Box<dyn FnMut(&str) -> Option<String> + Send>, first: &str| {
-            let first = first.to_owned();
-            std::thread::spawn(move || {
-                let stream: UnixStream = listener.accept().unwrap().0;
-                let mut writer = stream.try_clone().unwrap();
-                writer.write_all(first.as_bytes()).unwrap();
-                for line in BufReader::new(stream).lines().map_while(Result::ok) {
-                    let Some(text) = answer(&line) else { return };
-                    if writeln!(writer, "{text}").is_err() {
-                        return;
-                    }
+    let conversation = |listener: UnixListener, mut answer: Answer, first: &str| {
+        let first = first.to_owned();
+        std::thread::spawn(move || {
+            let stream: UnixStream = listener.accept().unwrap().0;
+            let mut writer = stream.try_clone().unwrap();
+            writer.write_all(first.as_bytes()).unwrap();
+            for line in BufReader::new(stream).lines().map_while(Result::ok) {
+                let Some(text) = answer(&line) else { return };
+                if writeln!(writer, "{text}").is_err() {
+                    return;
                 }
-            });
-        };
+            }
+        });
+    };
     let shared = Arc::clone(machine);
     conversation(
         UnixListener::bind(&sockets.qtest).unwrap(),

@@ -56,7 +56,7 @@ pub enum Outcome {
     },
     /// Refused with an event.
     Event {
-        /// The record as it would be written; a stalled transaction's is without its STAG.
+        /// The record as it would be written; a stalled transaction's has 0 for its STAG.
         record: EventRecord,
         /// What becomes of the record.
         recorded: Recorded,
@@ -133,7 +133,7 @@ impl<M: Memory> SmmuV3<M> {
         let mut trace = Trace::default();
         let shapes = Shapes::new(&self.caps);
         let event = |judged: Judged, fault| Outcome::Event {
-            record: judged.record,
+            record: if judged.ending == Ending::Stall { event::stalled(judged.record, 0) } else { judged.record },
             recorded: recorded(&shapes, &interface, &judged),
             ending: judged.ending,
             fault,

@@ -211,3 +211,99 @@ impl Function for TestFunction {
         self.follow();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use portcullis_arch::{Iova, Pa, StreamId};
+    use portcullis_board::tree::{Region, Rid};
+    use portcullis_bus::{
+        AtsDevice, AtsPort, AtsReply, AtsTranslation, DmaError, DmaFault, DmaPort, Initiator, IrqLine,
+        PageGroupResponse, PageRequest, PageResponse, StallState, StallTag,
+    };
+    use portcullis_engines::testdev::{TestDevBar, TestDevConfig};
+    use portcullis_engines::{AtcConfig, AtcPort};
+
+    use super::*;
+
+    /// An IOMMU that has no page, and somebody behind it who calls every page request a failure.
+    struct Denies(Arc<Mutex<Option<Arc<AtcShared>>>>);
+
+    const REFUSED: Result<(), DmaError> = Err(DmaError { done: 0, fault: DmaFault::Terminated });
+
+    impl DmaPort for Denies {
+        fn read(&mut self, _: Initiator, _: Iova, _: &mut [u8]) -> Result<(), DmaError> {
+            REFUSED
+        }
+        fn write(&mut self, _: Initiator, _: Iova, _: &[u8]) -> Result<(), DmaError> {
+            REFUSED
+        }
+        fn stall_state(&mut self, _: StallTag) -> StallState {
+            StallState::Terminated { abort: true }
+        }
+    }
+
+    impl AtsPort for Denies {
+        fn translation_request(&mut self, _: Initiator, _: Iova, _: bool) -> AtsReply {
+            AtsReply::Granted(AtsTranslation {
+                addr: 0,
+                size_log2: 12,
+                read: false,
+                write: false,
+                execute: false,
+                privileged: false,
+                global: false,
+            })
+        }
+        fn read_translated(&mut self, _: Initiator, _: u64, _: &mut [u8]) -> Result<(), DmaError> {
+            REFUSED
+        }
+        fn write_translated(&mut self, _: Initiator, _: u64, _: &[u8]) -> Result<(), DmaError> {
+            REFUSED
+        }
+        fn page_request(&mut self, request: PageRequest) {
+            let response =
+                PageGroupResponse { substream: None, group: request.group, code: PageResponse::Failure };
+            self.0.lock().unwrap().as_ref().unwrap().page_response(response);
+        }
+    }
+
+    #[test]
+    fn after_a_failure_only_enabling_page_requests_makes_them_possible_again() {
+        let atc = AtcShared::new(AtcConfig { ats: false, pri: false, ..AtcConfig::default() });
+        let mut port = AtcPort::new(atc.clone(), Denies(Arc::new(Mutex::new(Some(atc.clone())))));
+        let idle = TestDev::new(
+            TestDevConfig::new(StreamId(8)),
+            Box::new(Denies(Arc::default())),
+            IrqLine::unconnected(),
+        );
+        let engine = Arc::new(Mutex::new(idle));
+        let mut function = TestFunction::new(PciFunction {
+            board_path: String::new(),
+            guest_path: String::new(),
+            name: "testdev0".into(),
+            board_rid: Rid(8),
+            rid: Rid(16),
+            slot: 2,
+            streams: vec![StreamId(8)],
+            pasid_bits: 16,
+            ats: true,
+            pri: true,
+            bar: Region { base: Pa(0), size: testdev::BAR0_BYTES },
+        });
+        let registers = Arc::new(TestDevBar(engine.clone()));
+        function.device = Some(Device { registers, engine, atc: Some(atc.clone()) });
+        let mut set = |at: usize, value: u16| function.write(pci::CONFIG, at as u64, &value.to_le_bytes());
+
+        set(ATS + 6, ATS_ENABLE);
+        set(PRI + 4, PRI_ENABLE);
+        let _ = port.read(Initiator::new(StreamId(8)), Iova(0x1000), &mut [0; 4]);
+        assert!(atc.pri_failed());
+        // The command register, or the same word once more.
+        set(4, 6);
+        set(PRI + 4, PRI_ENABLE);
+        assert!(atc.pri_failed());
+        set(PRI + 4, 0);
+        set(PRI + 4, PRI_ENABLE);
+        assert!(!atc.pri_failed());
+    }
+}

@@ -152,6 +152,8 @@ fn told(explanation: &Explanation) -> Option<Told> {
                 stream: e.from.stream.get(),
                 access: e.access,
             }),
+            // The one before is not cleared yet, and only that one is told of (HUPCF=0).
+            V2::Blocked { .. } => None,
             other => panic!("no test makes {other:?}"),
         },
     }

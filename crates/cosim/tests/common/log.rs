@@ -8,7 +8,7 @@ const WARNING: u8 = 4;
 const OWN_FAULTS: [&str; 7] =
     ["WARNING:", "BUG:", "Oops", "Call trace", "Unable to handle", "rcu: INFO", "Internal error"];
 /// Drivers that have to be content.
-const DRIVERS: [&str; 4] = ["arm-smmu", "iommu", "zynqmp-dma", "zynqmp_dma"];
+const DRIVERS: [&str; 3] = ["arm-smmu", "iommu", "zynqmp-dma"];
 
 /// A line of the log.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -92,6 +92,8 @@ fn what_becomes_of_the_record_is_told() {
     assert_eq!(told(&r), (Recorded::Suppressed, Ending::ZeroIgnore));
     r.memory.put(crate::lookup::tests::CDS, &c.with_dw0(c.dw0().with_s(true)).0);
     assert_eq!(told(&r), (Recorded::Now, Ending::Stall));
+    let Outcome::Event { record, .. } = explain(&r, 0, Access::Read).outcome else { panic!() };
+    assert_eq!((record.dw1().stall(), record.dw1().stag()), (true, 0));
     r.write(offset::CR0, 1, 4);
     assert_eq!(told(&r), (Recorded::Later, Ending::Stall));
     r.memory.put(crate::lookup::tests::CDS, &c.0);
