@@ -3,11 +3,11 @@
 use portcullis_arch::smmuv2::{CbType, Cba2r, Cr0, S2cr, S2crType};
 use portcullis_arch::{Access, Attributes};
 use portcullis_bus::Initiator;
-use portcullis_walk::Context;
 
 use crate::config::Config;
 use crate::context::{Overrides, translation};
 use crate::matching::{Match, find};
+use crate::memo::{Contexts, Place};
 use crate::state::{Bank, Regs};
 
 /// A global fault (GFSR bit).
@@ -69,8 +69,9 @@ pub(crate) enum Decision {
         abort: bool,
     },
     /// Every stage is off, and SCR1.SIF forbids the fetch that the bank would let pass.
-    SecureFetch(Box<Context>),
-    Translate(Box<Context>),
+    SecureFetch(Place),
+    /// Through a context, which lies in the memo.
+    Translate(Place),
 }
 
 /// What was looked at on the way to a [`Decision`].
@@ -108,17 +109,24 @@ fn s2cr_overrides(s2cr: S2cr, secure: bool) -> Overrides {
     }
 }
 
-/// Decides in the architecture's order; changes nothing.
-pub(crate) fn decide(config: &Config, regs: &Regs, from: &Initiator, access: Access) -> (Decision, Trail) {
+/// Decides in the architecture's order; changes nothing. `contexts` are those of these registers.
+pub(crate) fn decide(
+    config: &Config,
+    regs: &Regs,
+    contexts: &mut Contexts,
+    from: &Initiator,
+    access: Access,
+) -> (Decision, Trail) {
     let secure = config.secure && !from.attrs.non_secure();
     let mut trail = Trail { secure, ..Trail::default() };
-    let decision = decide_with(config, regs, from, access, &mut trail);
+    let decision = decide_with(config, regs, contexts, from, access, &mut trail);
     (decision, trail)
 }
 
 fn decide_with(
     config: &Config,
     regs: &Regs,
+    contexts: &mut Contexts,
     from: &Initiator,
     access: Access,
     trail: &mut Trail,
@@ -134,18 +142,18 @@ fn decide_with(
         }
         Decision::Bypass { attrs, reason }
     };
-    let by_cr0 = cr0_overrides(cr0, secure).apply(from.attrs);
+    let by_cr0 = || cr0_overrides(cr0, secure).apply(from.attrs);
     if cr0.clientpd() {
-        return bypass(by_cr0, BypassReason::ClientDisabled, trail);
+        return bypass(by_cr0(), BypassReason::ClientDisabled, trail);
     }
     let matched = find(config, regs, from.stream, secure);
     trail.matched = Some(matched.clone());
     let group = match matched {
         Match::Group(g) => g,
         Match::None if cr0.usfcfg() => return global(GlobalFault::UnidentifiedStream, false),
-        Match::None => return bypass(by_cr0, BypassReason::Unmatched, trail),
+        Match::None => return bypass(by_cr0(), BypassReason::Unmatched, trail),
         Match::Conflict(..) if cr0.smcfcfg() => return global(GlobalFault::StreamMatchConflict, false),
-        Match::Conflict(..) => return bypass(by_cr0, BypassReason::Conflict, trail),
+        Match::Conflict(..) => return bypass(by_cr0(), BypassReason::Conflict, trail),
     };
     trail.group = Some(group);
     let s2cr = S2cr::from_bits(regs.s2cr.get(usize::from(group)).copied().unwrap_or_default());
@@ -191,13 +199,14 @@ fn decide_with(
         1 | 3 => incoming = incoming.with_instruction(true),
         _ => {}
     }
-    let context = Box::new(translation(config, regs, n, bank, stage2.map(|s| s.1), incoming, secure));
+    let decode = || translation(config, regs, n, bank, stage2.map(|s| s.1), incoming, secure);
+    let (place, context) = contexts.find(n, secure, incoming, decode);
     let flat = context.stages.stage1.is_none() && context.stages.stage2.is_none();
     trail.only_this = sif && flat && context.incoming.instruction() && context.incoming.non_secure();
     if trail.only_this && access == Access::Read {
-        return Decision::SecureFetch(context);
+        return Decision::SecureFetch(place);
     }
-    Decision::Translate(context)
+    Decision::Translate(place)
 }
 
 /// Why a bank cannot translate: steps 5 to 9.

@@ -8,6 +8,7 @@ use portcullis_walk::{Fault, Step, Trace, Updates, Walked};
 use crate::context::kind_of;
 use crate::decide::{BypassReason, Decision, GlobalFault, decide};
 use crate::matching::Match;
+use crate::memo::Contexts;
 use crate::model::{SECURE_FETCH, SmmuV2};
 use crate::state::Regs;
 
@@ -119,7 +120,8 @@ impl<M: Memory> SmmuV2<M> {
     pub fn explain(&self, from: Initiator, va: Iova, access: Access) -> Explanation {
         let live = self.lock();
         let regs = &live.regs;
-        let (decision, trail) = decide(&self.config, regs, &from, access);
+        let mut contexts = Contexts::default();
+        let (decision, trail) = decide(&self.config, regs, &mut contexts, &from, access);
         let cr0 = regs.side[usize::from(trail.secure)].cr0();
         let group = trail.group.map(|g| {
             let at = usize::from(g);
@@ -147,13 +149,15 @@ impl<M: Memory> SmmuV2<M> {
             }
             Decision::Global { fault, nested } => Outcome::Global { fault, nested, abort: cr0.gfre() },
             Decision::Blocked { bank, stall, .. } => Outcome::Blocked { bank, stall },
-            Decision::SecureFetch(context) => {
+            Decision::SecureFetch(place) => {
+                let Some(context) = contexts.get(place) else { return explanation };
                 Outcome::Fault { fault: SECURE_FETCH, incoming: context.incoming }
             }
-            Decision::Translate(context) => {
+            Decision::Translate(place) => {
+                let Some(context) = contexts.get(place) else { return explanation };
                 let mut trace = Trace::default();
                 let input = va.get() & context.va_mask;
-                let kind = kind_of(&context, access);
+                let kind = kind_of(context, access);
                 let incoming = context.incoming;
                 let stages = &context.stages;
                 let outcome = match stages.translate(&self.walker, input, kind, Updates::Pretend, &mut trace)

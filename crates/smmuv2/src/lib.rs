@@ -25,6 +25,7 @@ mod fault;
 mod global;
 mod irq;
 mod matching;
+mod memo;
 mod mmio;
 mod model;
 mod stall;

@@ -69,27 +69,41 @@ pub(crate) fn find(config: &Config, regs: &Regs, stream: StreamId, secure: bool)
     let (Some(smr), Some(s2cr)) = (regs.smr.get(groups.clone()), regs.s2cr.get(groups)) else {
         return Match::None;
     };
-    let hit = |(&smr, &s2cr): (&u32, &u32)| {
-        if extended { extended_matches(smr, s2cr, id) } else { matches(smr, id) }
-    };
-    let Some(one) = smr.iter().zip(s2cr).position(hit) else { return Match::None };
-    let (smr, s2cr) = (&smr[one + 1..], &s2cr[one + 1..]);
-    // Hardware compares all groups at once. So does this, in the case that matters: no branch inside the loop.
-    let again = if extended {
-        smr.iter().zip(s2cr).any(hit)
-    } else {
-        smr.iter().fold(false, |again, &smr| again | matches(smr, id))
-    };
-    match again.then(|| smr.iter().zip(s2cr).position(hit)).flatten() {
-        None => Match::Group((first + one) as u16),
-        Some(two) => Match::Conflict((first + one) as u16, (first + one + 1 + two) as u16),
+    if extended {
+        let mut all = smr.iter().zip(s2cr).enumerate().filter(|(_, g)| extended_matches(*g.0, *g.1, id));
+        let mut next = || all.next().map(|(at, _)| (first + at) as u16);
+        return match (next(), next()) {
+            (None, _) => Match::None,
+            (Some(one), None) => Match::Group(one),
+            (Some(one), Some(two)) => Match::Conflict(one, two),
+        };
+    }
+    // Hardware compares all groups at once. So does this: no branch inside the loop. Where one matches, the sum of the
+    // positions that match is its position.
+    let (mut count, mut sum) = (0, 0);
+    for (at, &smr) in smr.iter().enumerate() {
+        let hit = u32::from(matches(smr, id));
+        count += hit;
+        sum += at as u32 & hit.wrapping_neg();
+    }
+    match count {
+        0 => Match::None,
+        1 => Match::Group((first + sum as usize) as u16),
+        _ => {
+            let mut all = (first..).zip(smr).filter(|(_, smr)| matches(**smr, id)).map(|(at, _)| at as u16);
+            match (all.next(), all.next()) {
+                (Some(one), Some(two)) => Match::Conflict(one, two),
+                _ => Match::None,
+            }
+        }
     }
 }
 
 /// SMR with EXIDENABLE = 0: valid, and equal where MASK is 0.
-#[inline]
+#[inline(always)]
 fn matches(smr: u32, id: u32) -> bool {
-    (smr >> 31 != 0) & ((smr ^ id) & !(smr >> 16) & 0x7fff == 0)
+    // One comparison: bit 31 of what has to be 0 is the valid bit turned around.
+    ((smr ^ id) & !(smr >> 16) & 0x7fff) | (!smr & 1 << 31) == 0
 }
 
 /// SMR with EXIDENABLE = 1: EXMASK, EXID, and the valid bit in S2CR.

@@ -9,9 +9,10 @@ use portcullis_walk::{
 };
 
 use crate::config::{Config, ConfigError};
-use crate::decide::{Decision, decide};
+use crate::decide::{Decision, Trail, decide};
 use crate::fault::{self, Origin};
 use crate::irq::{Interrupts, context_level};
+use crate::memo::Memo;
 use crate::mmio::Window;
 use crate::state::{Bank, Regs, RestoreError, State};
 
@@ -124,6 +125,7 @@ impl Live {
 
 impl<M: Memory> Tcu for SmmuV2<M> {
     type Walker = M;
+    type Memo = Memo;
 
     fn log(&self) -> &SyncLog {
         &self.log
@@ -133,28 +135,43 @@ impl<M: Memory> Tcu for SmmuV2<M> {
         &self.walker
     }
 
-    fn resolve(&self, from: &Initiator, va: u64, access: Access) -> Resolution {
+    fn resolve<'m>(&self, memo: &'m mut Memo, from: &Initiator, va: u64, access: Access) -> Resolution<'m> {
+        let over = Resolution::Refused(FaultOutcome::Terminate { abort: true });
+        let passes = |attrs| {
+            // Bypass truncates to the output size and never faults on it.
+            Resolution::Bypass { attrs, mask: (1 << self.config.pa_bits) - 1, strict: false }
+        };
+        if let (Some(regs), contexts) = memo.parts() {
+            // What passes is decided without the lock: if a fault or a register write has changed that, the port will
+            // look again, and its mark is up. Everything else is decided by the registers themselves.
+            match decide(&self.config, regs, contexts, from, access) {
+                (Decision::Translate(place), Trail { only_this: false, .. }) => {
+                    return memo.context(place).map_or(over, Resolution::Translate);
+                }
+                (Decision::Bypass { attrs, .. }, Trail { only_this: false, .. }) => return passes(attrs),
+                _ => {}
+            }
+        }
         let mut live = self.lock();
-        let (decision, trail) = decide(&self.config, &live.regs, from, access);
+        let contexts = memo.looked(&live.regs);
+        let (decision, trail) = decide(&self.config, &live.regs, contexts, from, access);
         let origin = Origin { from, va, access, operation: false };
         if trail.only_this {
             // The port may use the answer now, but not keep it.
             self.log.publish(Invalidation::Config);
         }
         match decision {
-            // Bypass truncates to the output size and never faults on it.
-            Decision::Bypass { attrs, .. } => {
-                Resolution::Bypass { attrs, mask: (1 << self.config.pa_bits) - 1, strict: false }
-            }
-            Decision::Translate(context) => Resolution::Translate(context),
+            Decision::Bypass { attrs, .. } => passes(attrs),
+            Decision::Translate(place) => memo.context(place).map_or(over, Resolution::Translate),
             Decision::Global { fault, nested } => {
                 let what = (fault, nested);
                 let outcome = fault::global(&self.config, &mut live.regs, what, origin, trail.secure);
                 self.interrupts.update(&self.config, &live.regs);
                 Resolution::Refused(outcome)
             }
-            Decision::SecureFetch(context) => {
-                let outcome = fault::context(&self.config, &mut live.regs, &context, origin, SECURE_FETCH);
+            Decision::SecureFetch(place) => {
+                let Some(context) = memo.context(place) else { return over };
+                let outcome = fault::context(&self.config, &mut live.regs, context, origin, SECURE_FETCH);
                 self.log.publish(Invalidation::Config);
                 self.interrupts.update(&self.config, &live.regs);
                 Resolution::Refused(outcome)

@@ -23,7 +23,7 @@ use portcullis_walk::{
 use crate::caps::Caps;
 use crate::decision::{ConfigFault, Decision, Trail, View};
 use crate::event::{self, Client};
-use crate::lookup::{attrs::Overrides, look_up_translated, stages, ste, stream_entry};
+use crate::lookup::{attrs::Overrides, look_up_translated, memo::Memo, stages, ste, stream_entry};
 use crate::model::SmmuV3;
 use portcullis_arch::smmuv3::{EventCode, EventRecord, Ste, SteConfig};
 
@@ -37,7 +37,7 @@ const REQUEST: Initiator =
 
 /// A device has sent what only the port itself may say.
 #[inline(always)]
-fn is_own(from: &Initiator) -> bool {
+pub(crate) fn is_own(from: &Initiator) -> bool {
     from.substream.is_some_and(|s| s.get() & OWN != 0)
 }
 
@@ -195,17 +195,27 @@ struct Wanted {
 type Answer = (AtsReply, Option<EventRecord>);
 
 impl<M: Memory> SmmuV3<M> {
-    /// The configuration of one of the ports' own accesses; `None` for those that devices make.
-    pub(crate) fn resolve_ats(&self, from: &Initiator, va: u64, access: Access) -> Option<Resolution> {
+    /// The configuration of one of the ports' own accesses.
+    pub(crate) fn resolve_ats<'m>(
+        &self,
+        memo: &'m mut Memo,
+        from: &Initiator,
+        va: u64,
+        access: Access,
+    ) -> Resolution<'m> {
         match from.substream {
-            Some(s) if s.get() & OWN == 0 => None,
-            None => None,
-            Some(TRANSLATED) => Some(self.resolve_translated(from, va, access)),
-            Some(_) => Some(Resolution::Bypass { attrs: from.attrs, mask: u64::MAX, strict: false }),
+            Some(TRANSLATED) => self.resolve_translated(memo, from, va, access),
+            _ => Resolution::Bypass { attrs: from.attrs, mask: u64::MAX, strict: false },
         }
     }
 
-    fn resolve_translated(&self, from: &Initiator, address: u64, access: Access) -> Resolution {
+    fn resolve_translated<'m>(
+        &self,
+        memo: &'m mut Memo,
+        from: &Initiator,
+        address: u64,
+        access: Access,
+    ) -> Resolution<'m> {
         let over = Resolution::Refused(FaultOutcome::Terminate { abort: true });
         if !self.caps.ats {
             return over;
@@ -213,13 +223,10 @@ impl<M: Memory> SmmuV3<M> {
         let secure = self.is_secure(from);
         let from = shown(from);
         for attempt in 1..=LOOKS {
-            let (regs, seen) = {
-                let live = self.lock();
-                (live.regs.table_regs(&self.caps, secure), self.log.generation())
-            };
+            let (regs, seen) = self.table_regs(secure);
             let view = View::new(&self.caps, regs, &self.memory);
             let record = match look_up_translated(&view, &from).0 {
-                Decision::Translate(context) => return Resolution::Translate(context),
+                Decision::Translate(context) => return Resolution::Translate(memo.once(*context)),
                 Decision::Bypass { attrs, .. } => {
                     let mask = self.caps.output_mask();
                     // An address above OAS aborts without an event.
@@ -261,10 +268,7 @@ impl<M: Memory> SmmuV3<M> {
         let attrs = from.attrs.with_privileged(wanted.privileged).with_instruction(wanted.execute);
         let from = from.with_attrs(attrs);
         for attempt in 1..=LOOKS {
-            let (regs, seen) = {
-                let live = self.lock();
-                (live.regs.table_regs(&self.caps, secure), self.log.generation())
-            };
+            let (regs, seen) = self.table_regs(secure);
             let view = View::new(&self.caps, regs, &self.memory);
             let (reply, event) = answer(&view, &from, addr, wanted);
             let Some(event) = event else { return reply };

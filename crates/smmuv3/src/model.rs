@@ -16,10 +16,11 @@ use portcullis_walk::{
 use crate::ats::{self, Port};
 use crate::caps::{Caps, CapsError};
 use crate::command::Stopped;
-use crate::decision::{BypassReason, Decision, FaultFlags, View};
+use crate::decision::{BypassReason, Decision, FaultFlags, TableRegs, Trail, View};
 use crate::event::{self, Client, Ending, Judged};
 use crate::irq::{Interrupts, Outputs};
-use crate::lookup::look_up;
+use crate::lookup::memo::Memo;
+use crate::lookup::{look_up, look_up_remembering};
 use crate::mmio::Window;
 use crate::registers::Effects;
 use crate::report::PageAnswer;
@@ -110,7 +111,7 @@ const QUICK: usize = 64;
 const PAUSE: std::time::Duration = std::time::Duration::from_micros(1);
 
 /// STE.MEV of the entry that a look-up read.
-fn trail_merges(trail: &crate::decision::Trail) -> bool {
+fn trail_merges(trail: &Trail) -> bool {
     trail.ste.is_some_and(|(_, ste)| ste.dw1().mev())
 }
 
@@ -205,6 +206,12 @@ impl<M: Memory> SmmuV3<M> {
     /// stream is non-secure.
     pub(crate) fn is_secure(&self, from: &Initiator) -> bool {
         self.caps.secure.is_some() && !from.attrs.non_secure()
+    }
+
+    /// The registers on which look-ups of a security state depend, and the generation at which they are these.
+    pub(crate) fn table_regs(&self, secure: bool) -> (TableRegs, u64) {
+        let live = self.lock();
+        (live.regs.table_regs(&self.caps, secure), self.log.generation())
     }
 
     /// What a register write has set in motion.
@@ -336,6 +343,7 @@ impl<M: Memory> SmmuV3<M> {
 
 impl<M: Memory> Tcu for SmmuV3<M> {
     type Walker = M;
+    type Memo = Memo;
 
     fn log(&self) -> &SyncLog {
         &self.log
@@ -345,33 +353,34 @@ impl<M: Memory> Tcu for SmmuV3<M> {
         &self.memory
     }
 
-    fn resolve(&self, from: &Initiator, va: u64, access: Access) -> Resolution {
-        if let Some(own) = self.resolve_ats(from, va, access) {
-            return own;
+    fn resolve<'m>(&self, memo: &'m mut Memo, from: &Initiator, va: u64, access: Access) -> Resolution<'m> {
+        if ats::is_own(from) {
+            return self.resolve_ats(memo, from, va, access);
         }
         let secure = self.is_secure(from);
         let mut attempt = 0;
         loop {
             attempt += 1;
-            let (regs, seen) = {
-                let live = self.lock();
-                (live.regs.table_regs(&self.caps, secure), self.log.generation())
-            };
+            let (regs, seen) = memo.registers(secure, attempt > 1, || self.table_regs(secure));
             // Tables are read without the lock: the port's mark is up, so what is invalidated from here on is not
             // reported complete before the port has looked again.
             let view = View::new(&self.caps, regs, &self.memory);
-            let (decision, trail) = look_up(&view, from, va, access, &mut NoRecord);
-            let judged = match decision {
-                Decision::Silent(_) => {
-                    return Resolution::Refused(FaultOutcome::Terminate { abort: true });
-                }
-                Decision::Translate(context) => {
+            let mut trail = Trail::default();
+            let decided = look_up_remembering(&view, memo, from, va, access, &mut trail);
+            let over = Resolution::Refused(FaultOutcome::Terminate { abort: true });
+            let decision = match decided {
+                Ok(place) => {
                     if trail.only_this {
                         // The port may use the answer now, but not keep it.
                         self.log.publish(Invalidation::Config);
                     }
-                    return Resolution::Translate(context);
+                    return memo.context(place).map_or(over, Resolution::Translate);
                 }
+                Err(decision) => decision,
+            };
+            let judged = match decision {
+                // Never: it is in the memo.
+                Decision::Silent(_) | Decision::Translate(_) => return over,
                 Decision::Bypass { attrs, reason, limit_bits } => {
                     let mask = 1u64.checked_shl(limit_bits.into()).map_or(u64::MAX, |size| size - 1);
                     if va & !mask == 0 {
@@ -381,7 +390,7 @@ impl<M: Memory> Tcu for SmmuV3<M> {
                         return Resolution::Bypass { attrs, mask, strict: true };
                     }
                     if reason == BypassReason::Disabled {
-                        return Resolution::Refused(FaultOutcome::Terminate { abort: true });
+                        return over;
                     }
                     let record = event::out_of_range(&Client::new(from, va, access, attrs));
                     Judged { record, recorded: true, ending: Ending::Abort, merge: trail_merges(&trail) }

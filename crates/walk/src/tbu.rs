@@ -91,7 +91,7 @@ impl Context {
 
 /// What an SMMU makes of a stream.
 #[derive(Clone, Debug)]
-pub enum Resolution {
+pub enum Resolution<'m> {
     /// No translation; the address keeps the bits of `mask`. May be cached.
     Bypass {
         /// Attributes after overrides.
@@ -101,8 +101,8 @@ pub enum Resolution {
         /// An address with other bits is not truncated: the SMMU is asked again and refuses it.
         strict: bool,
     },
-    /// Translation through a context. May be cached.
-    Translate(Box<Context>),
+    /// Translation through a context, which lies in the port's memo. May be cached.
+    Translate(&'m Context),
     /// Refused, recorded by the SMMU as it demands. Never cached.
     Refused(FaultOutcome),
 }
@@ -125,13 +125,27 @@ pub enum FaultOutcome {
 pub trait Tcu: Send + Sync {
     /// The memory that table walks read.
     type Walker: Memory;
+    /// What a port keeps for [`resolve`](Tcu::resolve) between the streams it asks about: what was worked out from
+    /// registers, and from table words that are compared before it is used again.
+    type Memo: Default + Send;
 
     /// The invalidation log.
     fn log(&self) -> &SyncLog;
     /// The memory that table walks read.
     fn walker(&self) -> &Self::Walker;
     /// The configuration of a stream for a transaction to `va`. Records a fault if there is one.
-    fn resolve(&self, from: &Initiator, va: u64, access: Access) -> Resolution;
+    ///
+    /// `memo` is the port's own. The port begins a new one whenever registers may have changed
+    /// ([`Invalidation::Config`], [`Invalidation::Everything`]), so that what depends on registers alone may stay in it
+    /// as it is. What was read from tables may not: `CMD_CFGI_*` leave the memo alone, so that every use of it has to
+    /// compare the words that the tables hold now.
+    fn resolve<'m>(
+        &self,
+        memo: &'m mut Self::Memo,
+        from: &Initiator,
+        va: u64,
+        access: Access,
+    ) -> Resolution<'m>;
     /// Records the fault of a walk through `context`. If the configuration may have changed since generation `seen`
     /// the answer is [`FaultOutcome::Retry`] and nothing is recorded; `None` records whatever happened meanwhile.
     fn fault(
@@ -264,6 +278,7 @@ pub struct Tbu<T: Tcu, M> {
     attrs: Box<[Attributes; MAX_ATTRS]>,
     attrs_used: usize,
     stats: Stats,
+    memo: T::Memo,
 }
 
 /// The outgoing attributes where they are more than the tables' with an overlay.
@@ -326,6 +341,7 @@ impl<T: Tcu, M: Memory> Tbu<T, M> {
             attrs: Box::new([Attributes::DEVICE_DEFAULT; MAX_ATTRS]),
             attrs_used: 0,
             stats: Stats::default(),
+            memo: T::Memo::default(),
         }
     }
 
@@ -405,13 +421,17 @@ impl<T: Tcu, M: Memory> Tbu<T, M> {
     #[cold]
     fn catch_up(&mut self) {
         let (tlb, stamp, slots) = (&mut self.tlb, &mut self.stamp, &mut self.slots);
-        let mut renumbered = false;
+        let (mut renumbered, mut registers) = (false, false);
         self.seen = self.tcu.log().catch_up(self.seen, |what| match what {
             None | Some(Invalidation::Everything) => {
                 tlb.clear();
                 *stamp += 1;
+                registers = true;
             }
-            Some(Invalidation::Config) => *stamp += 1,
+            Some(Invalidation::Config) => {
+                *stamp += 1;
+                registers = true;
+            }
             Some(Invalidation::Contexts(scope)) => {
                 tlb.forget_contexts(&scope);
                 renumbered = true;
@@ -431,6 +451,9 @@ impl<T: Tcu, M: Memory> Tbu<T, M> {
         });
         if renumbered {
             self.refresh();
+        }
+        if registers {
+            self.memo = T::Memo::default();
         }
     }
 
@@ -583,7 +606,7 @@ impl<T: Tcu, M: Memory> Tbu<T, M> {
             return FaultOutcome::Terminate { abort: true };
         }
         self.stats.resolutions += 1;
-        let outcome = match self.tcu.resolve(from, va, access) {
+        let outcome = match self.tcu.resolve(&mut self.memo, from, va, access) {
             Resolution::Refused(outcome) => outcome,
             // The configuration has changed.
             Resolution::Bypass { .. } | Resolution::Translate(_) => FaultOutcome::Retry,
@@ -611,24 +634,30 @@ impl<T: Tcu, M: Memory> Tbu<T, M> {
             overlay: [0; 2],
             sizes: Sizes::default(),
         };
-        let config = match self.tcu.resolve(from, va, access) {
+        let stamp = self.stamp;
+        let resolution = self.tcu.resolve(&mut self.memo, from, va, access);
+        let Some(place) = self.slots.get_mut(Self::place(hot.key)) else { return Ok(()) };
+        let config = match resolution {
             Resolution::Bypass { attrs, mask, strict } => Config::Bypass { attrs, mask, strict },
             Resolution::Translate(context) => {
                 let index = self.tlb.context(context.key);
+                let accesses = [Access::Read, Access::Write];
                 hot.va_mask = context.va_mask;
-                hot.need = [Access::Read, Access::Write].map(|a| AccessKind::new(a, context.incoming).bit());
+                hot.need = accesses.map(|a| AccessKind::new(a, context.incoming).bit());
                 hot.simple = context.stages.stage1.is_some() && !context.narrows_hints();
-                hot.overlay =
-                    [Access::Read, Access::Write].map(|a| context.incoming.of(a).security_privilege_bits());
+                hot.overlay = accesses.map(|a| context.incoming.of(a).security_privilege_bits());
                 hot.sizes = self.tlb.sizes(index);
-                Config::Translate(Cached { index, context })
+                // A stream that takes another's place takes its memory too.
+                if let Some(Slot { hot: old, stamp: since, config: Config::Translate(c) }) = place {
+                    (*old, *since, c.index) = (hot, stamp, index);
+                    *c.context = context.clone();
+                    return Ok(());
+                }
+                Config::Translate(Cached { index, context: Box::new(context.clone()) })
             }
             Resolution::Refused(outcome) => return Err(outcome),
         };
-        let at = Self::place(hot.key);
-        if let Some(slot) = self.slots.get_mut(at) {
-            *slot = Some(Slot { hot, stamp: self.stamp, config });
-        }
+        *place = Some(Slot { hot, stamp, config });
         Ok(())
     }
 

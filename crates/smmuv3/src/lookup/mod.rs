@@ -3,11 +3,13 @@
 //!
 //! Start with [`look_up`]. [`stream`] finds the STE, [`ste`] says whether it is legal and what its stage 2 is,
 //! [`substream`] finds the CD, [`cd`] says whether that is legal and what its stage 1 is; [`attrs`] holds the attribute
-//! overrides, [`size`] the rules of address sizes. Nothing is kept between look-ups: the configuration cache is the
-//! port's slot, so an invalid level 1 descriptor is never remembered.
+//! overrides, [`size`] the rules of address sizes. Nothing that was read is kept between look-ups: the configuration cache
+//! is the port's slot, so an invalid level 1 descriptor is never remembered. Only the work of decoding is spared, by
+//! [`memo`], for words that have not changed.
 
 pub(crate) mod attrs;
 pub(crate) mod cd;
+pub(crate) mod memo;
 pub(crate) mod size;
 pub(crate) mod ste;
 pub(crate) mod stream;
@@ -15,13 +17,14 @@ pub(crate) mod substream;
 #[cfg(test)]
 pub(crate) mod tests;
 
-use portcullis_arch::smmuv3::{EventCode, Ste, SteConfig};
+use portcullis_arch::smmuv3::{Cd, EventCode, Ste, SteConfig};
 use portcullis_arch::{Access, Attributes};
 use portcullis_bus::{Initiator, Memory};
-use portcullis_walk::{Context, ContextKey, Flat, Nested, Recorder, Stage2, TlbStage};
+use portcullis_walk::{Context, ContextKey, Flat, Nested, NoRecord, Recorder, Stage2, TlbStage};
 
 use crate::decision::{BypassReason, ConfigFault, Decision, FaultFlags, SilentAbort, Trail, View};
 use attrs::Overrides;
+use memo::{Memo, Place, same_words};
 use ste::World;
 use stream::NoSte;
 use substream::{Choice, NoCd};
@@ -45,6 +48,54 @@ pub(crate) fn look_up<M: Memory, R: Recorder>(
         disabled(view, from, va, access, &mut trail)
     };
     (decision, trail)
+}
+
+/// [`look_up`] with a memo, for ports: reads the same words, and decodes those that are new. A translation is in the
+/// memo at the place that is returned; everything else is a decision.
+pub(crate) fn look_up_remembering<M: Memory>(
+    view: &View<'_, M>,
+    memo: &mut Memo,
+    from: &Initiator,
+    va: u64,
+    access: Access,
+    trail: &mut Trail,
+) -> Result<Place, Decision> {
+    if !view.regs.cr0.smmuen() {
+        return Err(disabled(view, from, va, access, trail));
+    }
+    let (mut ste, mut cd) = (Ste::default(), Cd::default());
+    let at = read_entry(view, from, &mut ste, trail).map_err(Decision::Fault)?;
+    let place = memo.place(from, &ste);
+    let fetched = match memo.find(place, from, &ste) {
+        Some((_, None)) => return Ok(place),
+        Some((context, Some((index, words)))) => {
+            let which = (context.stages.stage2.as_ref(), index);
+            let fetched = substream::fetch(view, &ste, which, &mut cd, &mut NoRecord, trail);
+            if fetched.is_ok() && same_words(&cd.0, &words.0) {
+                return Ok(place);
+            }
+            // The STE is legal, the CD is another.
+            trail.ste = Some((at, ste));
+            Some(fetched.map(|at| (at, cd)))
+        }
+        None => {
+            trail.ste = Some((at, ste));
+            check_entry(view, &ste, from, trail).map_err(Decision::Fault)?;
+            None
+        }
+    };
+    match stages_with(view, from, &ste, access, &mut NoRecord, trail, fetched) {
+        Decision::Translate(context) => {
+            let ssid = from.substream.map(|s| s.get());
+            let cd = match (substream::choose(view.caps.ssid_bits, &ste, ssid), trail.cd) {
+                (Choice::Cd(index), Some((_, cd))) => Some((index, cd)),
+                _ => None,
+            };
+            memo.keep(place, from, &ste, cd, !trail.only_this, *context);
+            Ok(place)
+        }
+        other => Err(other),
+    }
 }
 
 /// SMMUEN = 0.
@@ -105,24 +156,49 @@ pub(crate) fn stream_entry<M: Memory>(
     from: &Initiator,
     trail: &mut Trail,
 ) -> Result<Ste, ConfigFault> {
-    let ssid = from.substream.map(|s| s.get());
-    let fault = |code, flags| ConfigFault { code, ssid, fetch: 0, stage2: None, flags };
-    let none = FaultFlags::new();
-    let ste = stream::fetch(view, from.stream.get(), trail).map_err(|why| match why {
+    let mut ste = Ste::default();
+    let at = read_entry(view, from, &mut ste, trail)?;
+    trail.ste = Some((at, ste));
+    check_entry(view, &ste, from, trail)?;
+    Ok(ste)
+}
+
+/// A fault of the configuration that names no address.
+fn fault_of(from: &Initiator, code: EventCode, flags: FaultFlags) -> ConfigFault {
+    ConfigFault { code, ssid: from.substream.map(|s| s.get()), fetch: 0, stage2: None, flags }
+}
+
+/// Reads the STE of a stream, and tells its address.
+#[inline]
+fn read_entry<M: Memory>(
+    view: &View<'_, M>,
+    from: &Initiator,
+    ste: &mut Ste,
+    trail: &mut Trail,
+) -> Result<u64, ConfigFault> {
+    stream::fetch(view, from.stream.get(), ste, trail).map_err(|why| match why {
         NoSte::BadStream(rule) => {
             trail.rule = rule;
-            fault(EventCode::BadStreamId, none)
+            fault_of(from, EventCode::BadStreamId, FaultFlags::new())
         }
         NoSte::Abort(at) => {
             trail.rule = "memory refused the stream table entry or its level 1 descriptor";
-            ConfigFault { fetch: at, ..fault(EventCode::SteFetch, none) }
+            ConfigFault { fetch: at, ..fault_of(from, EventCode::SteFetch, FaultFlags::new()) }
         }
-    })?;
-    match ste::illegal(view.caps, &view.regs, &ste) {
-        None => Ok(ste),
+    })
+}
+
+fn check_entry<M>(
+    view: &View<'_, M>,
+    ste: &Ste,
+    from: &Initiator,
+    trail: &mut Trail,
+) -> Result<(), ConfigFault> {
+    match ste::illegal(view.caps, &view.regs, ste) {
+        None => Ok(()),
         Some(rule) => {
             trail.rule = rule;
-            Err(fault(EventCode::BadSte, flags_of(&ste)))
+            Err(fault_of(from, EventCode::BadSte, flags_of(ste)))
         }
     }
 }
@@ -135,6 +211,19 @@ pub(crate) fn stages<M: Memory, R: Recorder>(
     access: Access,
     recorder: &mut R,
     trail: &mut Trail,
+) -> Decision {
+    stages_with(view, from, ste, access, recorder, trail, None)
+}
+
+/// [`stages`], with the CD that this STE and initiator choose, and its address, if it has been read already.
+fn stages_with<M: Memory, R: Recorder>(
+    view: &View<'_, M>,
+    from: &Initiator,
+    ste: &Ste,
+    access: Access,
+    recorder: &mut R,
+    trail: &mut Trail,
+    fetched: Option<Result<(u64, Cd), NoCd>>,
 ) -> Decision {
     let (caps, regs) = (view.caps, &view.regs);
     if ste.config() == SteConfig::Abort {
@@ -168,8 +257,16 @@ pub(crate) fn stages<M: Memory, R: Recorder>(
         }
         return without_stage1(view, ste, stage2, attrs, trail);
     };
-    let cd = match substream::fetch(view, ste, stage2.as_ref(), index, recorder, trail) {
-        Ok(cd) => cd,
+    let fetched = fetched.unwrap_or_else(|| {
+        let mut cd = Cd::default();
+        let at = substream::fetch(view, ste, (stage2.as_ref(), index), &mut cd, recorder, trail)?;
+        Ok((at, cd))
+    });
+    let cd = match fetched {
+        Ok((at, cd)) => {
+            trail.cd = Some((at, cd));
+            cd
+        }
         Err(NoCd::BadSubstream(rule)) => {
             trail.rule = rule;
             let ssid = Some(ssid.unwrap_or(0));

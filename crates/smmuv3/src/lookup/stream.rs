@@ -48,8 +48,15 @@ impl Geometry {
     }
 }
 
-/// Reads the STE of a stream. A level 1 descriptor is read anew each time, so that one that has just become valid counts.
-pub(crate) fn fetch<M: Memory>(view: &View<'_, M>, sid: u32, trail: &mut Trail) -> Result<Ste, NoSte> {
+/// Reads the STE of a stream, and tells its address. A level 1 descriptor is read anew each time, so that one that has just
+/// become valid counts.
+#[inline]
+pub(crate) fn fetch<M: Memory>(
+    view: &View<'_, M>,
+    sid: u32,
+    ste: &mut Ste,
+    trail: &mut Trail,
+) -> Result<u64, NoSte> {
     let (caps, regs) = (view.caps, &view.regs);
     let sid_bits = caps.stream_bits(regs.secure);
     let table = Geometry::new(sid_bits, caps.two_level_streams, regs.strtab_base, regs.strtab_base_cfg);
@@ -84,10 +91,8 @@ pub(crate) fn fetch<M: Memory>(view: &View<'_, M>, sid: u32, trail: &mut Trail) 
             align(l1.l2ptr_55_6() << 6, 5 + u32::from(l1.span())).wrapping_add(index * STE_BYTES)
         }
     };
-    let mut ste = Ste::default();
     if exceeds(at, caps.oas_bits) || view.memory.load64s(Pa(at), attrs, &mut ste.0).is_err() {
         return Err(NoSte::Abort(at));
     }
-    trail.ste = Some((at, ste));
-    Ok(ste)
+    Ok(at)
 }

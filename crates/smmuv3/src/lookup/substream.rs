@@ -75,15 +75,16 @@ impl NoCd {
     }
 }
 
-/// Reads CD number `index`, through stage 2 if there is one.
+/// Reads CD number `index`, through stage 2 if there is one, and tells its address in memory.
+#[inline]
 pub(crate) fn fetch<M: Memory, R: Recorder>(
     view: &View<'_, M>,
     ste: &Ste,
-    stage2: Option<&Stage2>,
-    index: u32,
+    (stage2, index): (Option<&Stage2>, u32),
+    cd: &mut Cd,
     recorder: &mut R,
     trail: &mut Trail,
-) -> Result<Cd, NoCd> {
+) -> Result<u64, NoCd> {
     let d = ste.dw0();
     let attrs = cd_table(ste.dw1(), view.regs.secure);
     let mut place = |at: u64| -> Result<(u64, Attributes), NoCd> {
@@ -133,10 +134,8 @@ pub(crate) fn fetch<M: Memory, R: Recorder>(
     };
     // 64 aligned bytes never cross a page.
     let (pa, attrs) = place(at)?;
-    let mut cd = Cd::default();
     if exceeds(pa, view.caps.oas_bits) || view.memory.load64s(Pa(pa), attrs, &mut cd.0).is_err() {
         return Err(NoCd::Abort(pa));
     }
-    trail.cd = Some((pa, cd));
-    Ok(cd)
+    Ok(pa)
 }

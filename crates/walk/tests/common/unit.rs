@@ -107,6 +107,8 @@ impl Unit {
 
 impl Tcu for Unit {
     type Walker = SystemMemory;
+    /// The context handed out last.
+    type Memo = Option<Context>;
 
     fn log(&self) -> &SyncLog {
         &self.log
@@ -114,7 +116,13 @@ impl Tcu for Unit {
     fn walker(&self) -> &SystemMemory {
         &self.walker
     }
-    fn resolve(&self, from: &Initiator, va: u64, _: Access) -> Resolution {
+    fn resolve<'m>(
+        &self,
+        memo: &'m mut Option<Context>,
+        from: &Initiator,
+        va: u64,
+        _: Access,
+    ) -> Resolution<'m> {
         let attrs = from.attrs;
         let mut state = self.state.lock().unwrap();
         let name = from.substream.map_or(from.stream.get(), |s| SUBSTREAM | s.get());
@@ -134,12 +142,7 @@ impl Tcu for Unit {
                     .incoming
                     .with_privileged(from.attrs.privileged())
                     .with_instruction(from.attrs.instruction());
-                let same = incoming == c.incoming;
-                Resolution::Translate(Box::new(if same {
-                    (*c).clone()
-                } else {
-                    Context { incoming, ..(*c).clone() }
-                }))
+                Resolution::Translate(memo.insert(Context { incoming, ..(*c).clone() }))
             }
             Some(Setting::Refuse(outcome)) => Resolution::Refused(outcome),
             None => Resolution::Refused(FaultOutcome::Terminate { abort: true }),
