@@ -199,6 +199,8 @@ static inline int blocked(struct channel *ch, const char *what, uint64_t to, uin
 {
 	memset(target, 0x5a, bytes);
 	uint32_t seen = copy(ch, to, from, (uint32_t)bytes);
+	/* An SMMUv2 refuses all of a context bank until its driver has cleared the fault (SCTLR.HUPCF=0). */
+	usleep(50 * 1000);
 	uint64_t changed = 0;
 	for (uint64_t i = 0; i < bytes; i++)
 		changed += target[i] != 0x5a;

@@ -25,7 +25,9 @@ impl Fault {
         let fault = t.fault.as_ref()?;
         let slot = machine.engine(&t.engine)?;
         let model = &machine.smmu_at(slot.smmu?)?.model;
-        let evidence = CauseContext { cached: fault.cached, ..CauseContext::default() };
+        let ram: Vec<(u64, u64)> =
+            machine.description().memory.iter().map(|m| (m.region.base.get(), m.region.size)).collect();
+        let evidence = CauseContext { ram: &ram, cached: fault.cached, ..CauseContext::default() };
         let (story, causes) = match (model, &fault.explanation) {
             (SmmuModel::V2(model), Explanation::V2(e)) => (story(e, fault.cached), causes(model, e, &evidence)),
             (SmmuModel::V3(model), Explanation::V3(e)) => {
