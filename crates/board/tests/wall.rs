@@ -173,7 +173,8 @@ const UNSAFE: [(&str, &str); 2] = [("bus", "ram.rs"), ("cosim", "process.rs")];
 fn unsafe_code_is_in_the_memory_backend_and_where_qemu_is_started_and_nowhere_else() {
     for krate in workspace().values() {
         let attributes = attributes(&crate_root(krate));
-        let allowed: Vec<_> = UNSAFE.iter().filter(|(k, _)| *k == krate.name).map(|(_, file)| *file).collect();
+        let allowed: Vec<_> =
+            UNSAFE.iter().filter(|(k, _)| *k == krate.name).map(|(_, file)| *file).collect();
         let rule = if allowed.is_empty() { "forbid(unsafe_code)" } else { "deny(unsafe_code)" };
         assert!(attributes.contains(rule), "{} does not say #![{rule}]", krate.name);
         let mut files = Vec::new();

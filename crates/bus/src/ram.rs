@@ -16,7 +16,9 @@ const ALIGN: usize = 4096;
 #[derive(Debug, thiserror::Error)]
 pub enum RamError {
     /// The range is empty, not page aligned, or past the end of the file.
-    #[error("{len:#x} bytes at offset {offset:#x} of a file of {size:#x} bytes cannot be mapped: not page aligned or past its end")]
+    #[error(
+        "{len:#x} bytes at offset {offset:#x} of a file of {size:#x} bytes cannot be mapped: not page aligned or past its end"
+    )]
     Range {
         /// Where it begins.
         offset: u64,
@@ -26,7 +28,9 @@ pub enum RamError {
         size: u64,
     },
     /// The file may shrink.
-    #[error("the file is not a memfd that is sealed against shrinking; `memory-backend-memfd,share=on` of QEMU is")]
+    #[error(
+        "the file is not a memfd that is sealed against shrinking; `memory-backend-memfd,share=on` of QEMU is"
+    )]
     NotSealed,
     /// The host refused.
     #[error("the file cannot be mapped: {0}")]

@@ -98,7 +98,8 @@ pub struct LinuxArguments {
 impl GuestArguments {
     /// The kit, if it is there; the error says how to get it.
     fn kit() -> Result<Kit, BadInput> {
-        let dir = Kit::default_dir().ok_or_else(|| BadInput("HOME is not set: where would the kit be?".into()))?;
+        let dir =
+            Kit::default_dir().ok_or_else(|| BadInput("HOME is not set: where would the kit be?".into()))?;
         Kit::load(&dir).map_err(|e| BadInput(e.to_string()))
     }
 
@@ -145,13 +146,10 @@ pub fn serve(arguments: &ServeArguments) -> Result<bool, BadInput> {
             Tree::from_dtb(&qemu.device_tree(&a.guest.config()).map_err(|e| text(&e))?)?
         }
     };
-    let sim = Options {
-        recording: Recording { registers: false, explain: a.explain },
-        ..Options::default()
-    };
+    let sim = Options { recording: Recording { registers: false, explain: a.explain }, ..Options::default() };
     let socket = std::path::absolute(&a.socket).map_err(|e| text(&e))?;
-    let served =
-        linux::Served::listen(&board.tree, &virt, a.guest.tree(), sim, a.guest.config(), &socket).map_err(|e| text(&e))?;
+    let served = linux::Served::listen(&board.tree, &virt, a.guest.tree(), sim, a.guest.config(), &socket)
+        .map_err(|e| text(&e))?;
     crate::print(&format!(
         "{BOLD}1. start QEMU (10.1 or newer) with these arguments, and your own KERNEL and INITRD{BOLD:#}\n\n\
          qemu-system-aarch64 {}\n\n\
@@ -368,7 +366,10 @@ impl Observer for Watcher<'_> {
         let tree = started.tree;
         self.say(BOLD, &format!("QEMU {}: {}", started.qemu.version, started.qemu.program.display()));
         let (base, size) = (tree.window.base, tree.window.size);
-        self.say(Style::new(), &format!("registers of the board in the guest: {base:#x}, {} KiB", size >> 10));
+        self.say(
+            Style::new(),
+            &format!("registers of the board in the guest: {base:#x}, {} KiB", size >> 10),
+        );
         for placed in &tree.placed {
             let irqs: Vec<String> = placed.interrupts.iter().map(|(_, guest)| guest.to_string()).collect();
             let irqs = if irqs.is_empty() { String::new() } else { format!(", SPI {}", shorten(&irqs)) };

@@ -93,9 +93,13 @@ fn look_at_v2(seen: &Seen<'_>) {
         assert_eq!(bank.tcr, 0x0080_2010);
         // PASize=5, AS, SEP=7; MMU-500 fixes TBI at ones.
         assert_eq!(bank.tcr2, 0x0003_8015 | 0x60);
-        assert_eq!((bank.ttbr0 >> 48, bank.ttbr1), (n.into(), u64::from(n) << 48), "the ASID is the bank's number");
+        assert_eq!(
+            (bank.ttbr0 >> 48, bank.ttbr1),
+            (n.into(), u64::from(n) << 48),
+            "the ASID is the bank's number"
+        );
         let root = bank.ttbr0 & 0xffff_ffff_ffff;
-        assert!(root != 0 && root % 0x1000 == 0);
+        assert!(root != 0 && root.is_multiple_of(0x1000));
         assert_eq!((bank.mair, bank.fsr & 0x1ff), (MAIR, 0));
     }
     // The writer is in no tree that the kernel has.
@@ -184,7 +188,9 @@ fn groups<'a>(r: &'a Report, section: &str) -> Vec<(&'a str, &'a str, Vec<&'a st
 fn assert_groups(r: &Report, channels: usize, kind: &str) {
     let dma = |section| -> Vec<_> {
         let all = groups(r, section);
-        all.into_iter().filter(|(_, _, devices)| devices.iter().any(|d| d.ends_with(".dma-controller"))).collect()
+        all.into_iter()
+            .filter(|(_, _, devices)| devices.iter().any(|d| d.ends_with(".dma-controller")))
+            .collect()
     };
     let (boot, bound) = (dma("groups-boot"), dma("groups-bound"));
     let eager = r.version() >= EAGER;

@@ -37,7 +37,8 @@ const V3_COPIES: &str = "iterations=100\nmeanwhile=500\n";
 /// (IOMMU_CAP_CACHE_COHERENCY, since 6.2): `vfio-platform: probe failed with error -22`.
 fn with_a_coherent_channel(board: Tree) -> Tree {
     let edited = board.edit(|model| {
-        let channel = model.root.child_mut("axi").and_then(|axi| axi.child_mut("dma-controller@ffaf0000")).unwrap();
+        let channel =
+            model.root.child_mut("axi").and_then(|axi| axi.child_mut("dma-controller@ffaf0000")).unwrap();
         channel.add_property(DeviceTreeProperty::new_unchecked("dma-coherent", Vec::<u8>::new()));
         Ok(())
     });

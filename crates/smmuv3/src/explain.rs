@@ -133,7 +133,11 @@ impl<M: Memory> SmmuV3<M> {
         let mut trace = Trace::default();
         let shapes = Shapes::new(&self.caps);
         let event = |judged: Judged, fault| Outcome::Event {
-            record: if judged.ending == Ending::Stall { event::stalled(judged.record, 0) } else { judged.record },
+            record: if judged.ending == Ending::Stall {
+                event::stalled(judged.record, 0)
+            } else {
+                judged.record
+            },
             recorded: recorded(&shapes, &interface, &judged),
             ending: judged.ending,
             fault,

@@ -171,9 +171,7 @@ impl Wiring<'_> {
                 Box::new(TracingPort::v3(model.port(view), tracer(), name).counting(traffic.clone()))
             }
             (None, true) => Box::new(DirectPort::new(view)),
-            (None, false) => {
-                Box::new(TracingPort::direct(view, tracer(), name).counting(traffic.clone()))
-            }
+            (None, false) => Box::new(TracingPort::direct(view, tracer(), name).counting(traffic.clone())),
         }
     }
 

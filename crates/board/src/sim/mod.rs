@@ -22,5 +22,5 @@ pub use machine::{EngineKind, EngineSlot, Machine, SmmuSlot, Stuck};
 pub use model::SmmuModel;
 pub use platform::{Clock, Memory, Registers};
 pub use pool::Pool;
-pub use port::{SharedTraffic, Traffic, TracingPort};
+pub use port::{SharedTraffic, TracingPort, Traffic};
 pub use trace::{AtsEvent, Event, EventKind, Fault, Recording, Tracer, TransactionEvent};

@@ -4,7 +4,9 @@ use portcullis_arch::Access;
 use portcullis_arch::smmuv2::{Fsr, Fsynr0, Gfsr, Gfsynr0};
 use portcullis_arch::smmuv3::EventCode;
 use portcullis_board::sim::{Explanation, Machine, SmmuModel, TransactionEvent};
-use portcullis_explain::{Cause, CauseContext, KernelMessage, Seen, causes, causes_v3, parse_log, story, story_v3};
+use portcullis_explain::{
+    Cause, CauseContext, KernelMessage, Seen, causes, causes_v3, parse_log, story, story_v3,
+};
 use portcullis_smmuv2::{GlobalFault, Outcome as V2};
 use portcullis_smmuv3::{Outcome as V3, Recorded};
 use portcullis_walk::FaultKind;
@@ -29,7 +31,9 @@ impl Fault {
             machine.description().memory.iter().map(|m| (m.region.base.get(), m.region.size)).collect();
         let evidence = CauseContext { ram: &ram, cached: fault.cached, ..CauseContext::default() };
         let (story, causes) = match (model, &fault.explanation) {
-            (SmmuModel::V2(model), Explanation::V2(e)) => (story(e, fault.cached), causes(model, e, &evidence)),
+            (SmmuModel::V2(model), Explanation::V2(e)) => {
+                (story(e, fault.cached), causes(model, e, &evidence))
+            }
             (SmmuModel::V3(model), Explanation::V3(e)) => {
                 (story_v3(e, model.caps(), &Seen::default()), causes_v3(model, e, &evidence))
             }
@@ -49,7 +53,16 @@ pub enum Told {
     /// An event record of an SMMUv3: its words, without the STAG.
     Event([u64; 4]),
     /// A context fault of an SMMUv2.
-    Context { bank: u32, stream: u32, iova: u64, access: Access, level: u8, fsr: u32, privileged: bool, instruction: bool },
+    Context {
+        bank: u32,
+        stream: u32,
+        iova: u64,
+        access: Access,
+        level: u8,
+        fsr: u32,
+        privileged: bool,
+        instruction: bool,
+    },
     /// A global fault of an SMMUv2.
     Global { gfsr: u32, stream: u32, access: Access },
 }
@@ -106,7 +119,10 @@ pub fn by_kernel(records: &[Record]) -> Vec<Told> {
                 let access = if syn.wnr() { Access::Write } else { Access::Read };
                 if Gfsr::from_bits(record.gfsr).usf() {
                     let before = i.checked_sub(1).and_then(|i| lines.get(i)).map(|l| &l.message);
-                    assert_eq!(before, Some(&KernelMessage::UnknownStream { stream: record.gfsynr1 & 0xffff }));
+                    assert_eq!(
+                        before,
+                        Some(&KernelMessage::UnknownStream { stream: record.gfsynr1 & 0xffff })
+                    );
                 }
                 told.push(Told::Global { gfsr: record.gfsr, stream: record.stream().get(), access });
             }

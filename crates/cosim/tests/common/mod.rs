@@ -63,7 +63,10 @@ pub fn kernels(tier: Tier) -> Option<Kernels> {
             .collect();
         if kernels.is_empty() || (needed() && !lacking.is_empty()) {
             let which = if lacking.is_empty() { "no kernel".into() } else { lacking.join(", ") };
-            return Err(format!("the kit in {} lacks tier {tier:?} ({which}): run scripts/linux-kit", kit.dir().display()));
+            return Err(format!(
+                "the kit in {} lacks tier {tier:?} ({which}): run scripts/linux-kit",
+                kit.dir().display()
+            ));
         }
         Ok(Kernels { qemu, kernels })
     });
@@ -186,13 +189,25 @@ impl Guest<'_> {
         std::thread::scope(|scope| {
             for kernel in kernels {
                 let check = &check;
-                let thread = std::thread::Builder::new().name(format!("{name}, {} on {}", kernel.name, self.board));
+                let thread =
+                    std::thread::Builder::new().name(format!("{name}, {} on {}", kernel.name, self.board));
                 thread
                     .spawn_scoped(scope, move || {
                         let report = self.run(kernel, qemu);
-                        say(&format!("{name}: {} on {}, {} CPUs: {:.1} s", kernel.name, self.board, self.cpus, report.took.as_secs_f64()));
+                        say(&format!(
+                            "{name}: {} on {}, {} CPUs: {:.1} s",
+                            kernel.name,
+                            self.board,
+                            self.cpus,
+                            report.took.as_secs_f64()
+                        ));
                         let shown = Shown(&report);
-                        assert!(report.outcome.is_good(), "{:?}: {:#?}", report.outcome.end, report.outcome.marks);
+                        assert!(
+                            report.outcome.is_good(),
+                            "{:?}: {:#?}",
+                            report.outcome.end,
+                            report.outcome.marks
+                        );
                         assert_eq!(report.lost, 0, "events were lost");
                         check(&report);
                         drop(shown);
@@ -205,7 +220,8 @@ impl Guest<'_> {
     fn run(&self, kernel: &Kernel, qemu: &Qemu) -> Report {
         let _permit = Permit::new();
         let begun = Instant::now();
-        let board = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(format!("../../boards/{}.dtb", self.board));
+        let board =
+            PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(format!("../../boards/{}.dtb", self.board));
         let mut job = Job::new((self.edit)(Tree::load(board).unwrap()), kernel, self.script);
         job.files.push(GuestFile::text("common.sh", COMMON));
         job.files.push(GuestFile::text("parameters", self.parameters));
@@ -215,7 +231,14 @@ impl Guest<'_> {
         job.append = format!("quiet {}", self.append);
         job.limit = Some(LIMIT);
         let kernel_version = log::version(&kernel.release);
-        let mut watcher = Watcher { guest: self, kernel: kernel_version, console: Vec::new(), faults: Vec::new(), lost: 0, held: 0 };
+        let mut watcher = Watcher {
+            guest: self,
+            kernel: kernel_version,
+            console: Vec::new(),
+            faults: Vec::new(),
+            lost: 0,
+            held: 0,
+        };
         let outcome = linux::run(&job, qemu, &mut watcher, &AtomicBool::new(false));
         let console = String::from_utf8_lossy(&watcher.console).replace('\r', "");
         let outcome = outcome.unwrap_or_else(|error| panic!("{error}\n{}", tail(&console)));
@@ -338,7 +361,8 @@ impl Report {
     /// Fails if the kernel found fault with itself or its SMMU driver, other than in records that `expected` is true for.
     pub fn assert_clean(&self, names: &[&str], expected: impl Fn(&Record) -> bool) {
         for name in names {
-            let bad: Vec<Record> = self.log(name).into_iter().filter(|r| r.is_trouble() && !expected(r)).collect();
+            let bad: Vec<Record> =
+                self.log(name).into_iter().filter(|r| r.is_trouble() && !expected(r)).collect();
             assert!(bad.is_empty(), "{name}: {bad:#?}");
         }
     }
