@@ -355,8 +355,11 @@ impl Watcher<'_> {
         let mut lines = parse_log(&log);
         lines.retain(|l| !matches!(l.message, KernelMessage::Word { .. }));
         if !lines.is_empty() {
+            // The fields one by one are for `portcullis decode`.
             let text = decode::text(&lines);
-            self.say(CYAN, &format!("  the kernel says: {}", text.trim_end().replace('\n', "\n  ")));
+            let sentences: Vec<&str> =
+                text.lines().filter(|l| self.explain || !l.starts_with(' ')).collect();
+            self.say(CYAN, &format!("  the kernel says: {}", sentences.join("\n  ")));
         }
     }
 }

@@ -30,8 +30,8 @@ const NOT_MAPPED: u64 = 0x7f00_0000;
 const SOURCE_LIST: u64 = 0x00de_ad00;
 
 /// Copies on every channel and run. Sixteen channels of the one board, four of the other.
-const V2_COPIES: &str = "iterations=30\nmeanwhile=100\nrefused=1\n";
-const V3_COPIES: &str = "iterations=100\nmeanwhile=500\n";
+const V2_COPIES: &str = "iterations=30\nmeanwhile=20\nrefused=1\n";
+const V3_COPIES: &str = "iterations=100\nmeanwhile=100\n";
 
 /// The thesis board with its last channel coherent. Nothing on it is, and vfio refuses a device whose DMA does not snoop
 /// (IOMMU_CAP_CACHE_COHERENCY, since 6.2): `vfio-platform: probe failed with error -22`.

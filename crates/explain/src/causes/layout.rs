@@ -33,6 +33,12 @@ pub(crate) fn stage2_sizes(granule: Granule) -> &'static [(u8, u8, i8)] {
     }
 }
 
+/// Tables may begin there: with one of a granule's size, at a multiple of it. What hardware reads elsewhere is not the
+/// table but what lies before it.
+pub(crate) fn may_begin_at(base: u64, granule: Granule) -> bool {
+    base & (granule.bytes() - 1) & !0xf == 0
+}
+
 /// A different description of the tables.
 struct Candidate {
     text: String,
@@ -61,7 +67,8 @@ fn candidates<M: Memory>(probe: &Probe<'_, M>, b: &BankView, half: usize, wide: 
     granules.sort_by_key(|g| *g != current);
     let code = widest(probe);
     let output = if wide { format!(" and PASize = {code}") } else { String::new() };
-    for g in granules {
+    let base = if half == 0 { b.ttbr0 } else { b.ttbr1 };
+    for g in granules.into_iter().filter(|g| may_begin_at(base, *g)) {
         let name = |tsz: u8, level: i8, field: &str| {
             format!(
                 "{field} = {tsz}{output} ({}-bit addresses, {} granule, start level {level})",

@@ -444,6 +444,20 @@ mod tests {
     }
 
     #[test]
+    fn what_lies_before_a_table_is_not_taken_for_tables_of_a_larger_granule() {
+        let board = Board::new();
+        // Empty tables of 4 KiB in the middle of 64: a walk for 64 KiB tables would begin 32 KiB before.
+        let (root, l3) = (ROOT + 0x8000, 0x1002_0000);
+        board.store(ROOT + 8 * (0x7000_0000 >> 29), l3 | 3);
+        board.store(l3 + 8 * (0x7000_0000 >> 16 & 0x1fff), 0x6000_0000 | PAGE);
+        board.cb64(0, cb::TTBR0, root);
+        let kinds = kinds(&board.write_causes(0x7000_1234));
+        assert!(!kinds.contains(&CauseKind::LayoutMismatch), "{kinds:?}");
+        board.cb64(0, cb::TTBR0, ROOT);
+        assert_eq!(board.write_causes(0x7000_1234)[0].kind, CauseKind::LayoutMismatch);
+    }
+
+    #[test]
     fn an_illegal_size_is_named() {
         let board = Board::new();
         board.map(0x7000_0000, 0x6000_0000);

@@ -7,7 +7,7 @@ use portcullis_bus::Memory;
 use portcullis_smmuv3::{Caps, Explanation, Outcome};
 use portcullis_walk::{Fault, Rule, TableFormat};
 
-use crate::causes::layout::{stage1_sizes, stage2_sizes, tg0, tg1};
+use crate::causes::layout::{may_begin_at, stage1_sizes, stage2_sizes, tg0, tg1};
 use crate::causes::translation::virtual_base;
 use crate::causes::{Cause, CauseContext, CauseKind};
 use crate::outcome::descriptor_places;
@@ -45,7 +45,7 @@ type Candidate = (String, Vec<(u64, u64)>);
 
 fn cd_candidates(at: u64, cd: &Cd, caps: &Caps, s: &Shape, ips: Option<u8>) -> Vec<Candidate> {
     let mut found = Vec::new();
-    for g in granules(caps, s.pages()) {
+    for g in granules(caps, s.pages()).into_iter().filter(|g| may_begin_at(s.base, *g)) {
         for &(tsz, level) in stage1_sizes(g) {
             if (tsz, Some(g)) == (s.tsz, s.granule) {
                 continue;
@@ -72,7 +72,7 @@ fn cd_candidates(at: u64, cd: &Cd, caps: &Caps, s: &Shape, ips: Option<u8>) -> V
 
 fn ste_candidates(at: u64, ste: &Ste, caps: &Caps, s: &Shape, ps: Option<u8>) -> Vec<Candidate> {
     let mut found = Vec::new();
-    for g in granules(caps, s.pages()) {
+    for g in granules(caps, s.pages()).into_iter().filter(|g| may_begin_at(s.base, *g)) {
         for &(tsz, sl0, level) in stage2_sizes(g) {
             let d = ste.dw2();
             if (tsz, sl0, Some(g)) == (d.s2t0sz(), d.s2sl0(), s.granule) {
