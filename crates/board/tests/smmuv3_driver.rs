@@ -557,7 +557,8 @@ fn many_threads(caps: Caps, by_message: bool) {
             let enough = rounds.load(Ordering::Relaxed) > 20
                 && told.through.load(Ordering::Relaxed) > 0
                 && told.failed.load(Ordering::Relaxed) > 0;
-            begun.elapsed() > Duration::from_millis(900) && enough || begun.elapsed() > Duration::from_secs(60)
+            begun.elapsed() > Duration::from_millis(900) && enough
+                || begun.elapsed() > Duration::from_secs(60)
         };
         std::thread::scope(|mappers| {
             for m in 0..MAPPERS {

@@ -357,8 +357,7 @@ impl Watcher<'_> {
         if !lines.is_empty() {
             // The fields one by one are for `portcullis decode`.
             let text = decode::text(&lines);
-            let sentences: Vec<&str> =
-                text.lines().filter(|l| self.explain || !l.starts_with(' ')).collect();
+            let sentences: Vec<&str> = text.lines().filter(|l| self.explain || !l.starts_with(' ')).collect();
             self.say(CYAN, &format!("  the kernel says: {}", sentences.join("\n  ")));
         }
     }
