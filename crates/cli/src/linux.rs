@@ -34,9 +34,6 @@ const CYAN: Style = Style::new().fg_color(Some(anstyle::Color::Ansi(AnsiColor::C
 /// What a kernel runs on.
 #[derive(Args)]
 pub struct GuestArguments {
-    /// A shipped board (see `boards`), or a .dtb or .dts file.
-    #[arg(long, value_name = "BOARD")]
-    pub board: String,
     /// The QEMU to use (10.1 or newer); by default the kit's, then the one in PATH.
     #[arg(long, value_name = "FILE")]
     pub qemu: Option<PathBuf>,
@@ -54,6 +51,9 @@ pub struct GuestArguments {
 /// The arguments of `portcullis linux`.
 #[derive(Args)]
 pub struct LinuxArguments {
+    /// A shipped board (see `boards`), or a .dtb or .dts file.
+    #[arg(long, value_name = "BOARD")]
+    pub board: String,
     #[command(flatten)]
     pub guest: GuestArguments,
     /// A kernel of the kit by its name, such as 6.12, or an arm64 kernel image.
@@ -120,6 +120,8 @@ fn read(path: &Path) -> Result<String, BadInput> {
 /// The arguments of `portcullis serve`.
 #[derive(Args)]
 pub struct ServeArguments {
+    /// A shipped board (see `boards`), or a .dtb or .dts file.
+    pub board: String,
     #[command(flatten)]
     pub guest: GuestArguments,
     /// Where QEMU connects; the guest's tree and QEMU's control sockets get the same name with more behind it.
@@ -137,7 +139,7 @@ pub struct ServeArguments {
 pub fn serve(arguments: &ServeArguments) -> Result<bool, BadInput> {
     let a = arguments;
     let text = |e: &dyn std::fmt::Display| BadInput(e.to_string());
-    let board = choose(&a.guest.board)?;
+    let board = choose(&a.board)?;
     let virt = match &a.virt {
         Some(path) => Tree::load(path)?,
         None => {
@@ -188,7 +190,7 @@ pub fn serve(arguments: &ServeArguments) -> Result<bool, BadInput> {
 /// Runs a kernel on a board.
 pub fn linux(arguments: &LinuxArguments) -> Result<bool, BadInput> {
     let a = arguments;
-    let board = choose(&a.guest.board)?;
+    let board = choose(&a.board)?;
     // A kernel and an initial file system of one's own need no kit, unless QEMU comes from it.
     let kit = GuestArguments::kit();
     let kernel = kernel(a, kit.as_ref())?;

@@ -127,39 +127,30 @@ pub(super) fn names(devices: &[Device<'_>], base_of: &HashMap<NodeId, Pa>) -> Ve
     names
 }
 
+/// True if the board is a chip whose streams and routes are known.
+pub(super) fn is_zynqmp(board: &Tree) -> bool {
+    board.root().is_some_and(|r| r.is_compatible(ZYNQMP))
+}
+
 /// Copies nodes.
 pub(super) struct Copier<'a, 'q> {
-    board: &'a Tree,
-    virt: &'a Virt<'q>,
-    options: Options,
+    pub board: &'a Tree,
+    pub virt: &'a Virt<'q>,
+    pub options: Options,
     /// The new phandles of the board's nodes that are copied.
-    phandles: &'a HashMap<NodeId, u32>,
-    clock: u32,
-    spis: Spis,
+    pub phandles: &'a HashMap<NodeId, u32>,
+    pub clock: u32,
+    pub spis: Spis,
     /// Nodes of the board whose `iommus` are not copied.
-    untold: HashSet<String>,
-    left_out: &'a mut Vec<LeftOut>,
-    chip: bool,
+    pub untold: HashSet<String>,
+    pub left_out: &'a mut Vec<LeftOut>,
+    /// The board is a chip that is known.
+    pub chip: bool,
     /// The SMMU that has the ITS's device id 0.
-    messages: Option<String>,
+    pub messages: Option<String>,
 }
 
 impl<'a, 'q> Copier<'a, 'q> {
-    #[allow(clippy::too_many_arguments)]
-    pub fn new(
-        board: &'a Tree,
-        virt: &'a Virt<'q>,
-        options: Options,
-        phandles: &'a HashMap<NodeId, u32>,
-        clock: u32,
-        spis: Spis,
-        untold: HashSet<String>,
-        left_out: &'a mut Vec<LeftOut>,
-    ) -> Self {
-        let chip = board.root().is_some_and(|r| r.is_compatible(ZYNQMP));
-        Self { board, virt, options, phandles, clock, spis, untold, left_out, chip, messages: None }
-    }
-
     fn left_out(&mut self, node: &Node, reason: impl Into<String>) {
         self.left_out.push(LeftOut { path: node.path.clone(), reason: reason.into() });
     }

@@ -221,8 +221,18 @@ pub fn guest_tree(board: &Tree, qemu: &Tree, options: &Options) -> Result<GuestT
 
     let mut left_out = left_out(board, &description);
     let untold = untold(&description);
-    let mut copier =
-        Copier::new(board, &virt, *options, &renamed, clock.phandle, spis, untold, &mut left_out);
+    let mut copier = Copier {
+        board,
+        virt: &virt,
+        options: *options,
+        phandles: &renamed,
+        clock: clock.phandle,
+        spis,
+        untold,
+        left_out: &mut left_out,
+        chip: copy::is_zynqmp(board),
+        messages: None,
+    };
     let mut bus = bus_node(&virt, &clock);
     let names = copy::names(&devices, &base_of);
     let mut placed = Vec::new();

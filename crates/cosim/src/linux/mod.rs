@@ -27,7 +27,7 @@ use crate::qemu::{
     RunDir, RunDirError,
 };
 use crate::session::{Plan, Session, SessionError, Summary, Turn};
-use crate::vfio_user::{Connection, Limits, Listener};
+use crate::vfio_user::{Connection, Limits, ListenError, Listener};
 use control::{Progress, Steering};
 use marks::Marks;
 pub use overlay::{GuestFile, archive, behind};
@@ -192,6 +192,9 @@ pub enum LinuxError {
     /// The directory for sockets.
     #[error("{0}")]
     RunDir(#[from] RunDirError),
+    /// A socket.
+    #[error("{0}")]
+    Listen(#[from] ListenError),
     /// A file.
     #[error("{}: {error}", path.display())]
     File {
@@ -310,8 +313,7 @@ fn write(path: &Path, bytes: &[u8]) -> Result<(), LinuxError> {
 
 fn listen(dir: &RunDir, name: &str, slot: u8, id: &str) -> Result<(Listener, FunctionSocket), LinuxError> {
     let path = dir.socket(name)?;
-    let listener = Listener::bind(&path)
-        .map_err(|error| LinuxError::File { path: path.clone(), error: io::Error::other(error) })?;
+    let listener = Listener::bind(&path)?;
     Ok((listener, FunctionSocket { socket: path, slot, id: id.into() }))
 }
 

@@ -48,17 +48,13 @@ impl Served {
         socket: &Path,
     ) -> Result<Self, LinuxError> {
         let tree = guest_tree(board, virt, &guest_tree::Options { pci_first_slot: PCI_SLOT, ..options })?;
-        let bind = |path: &Path| {
-            Listener::bind(path)
-                .map_err(|error| LinuxError::File { path: path.into(), error: std::io::Error::other(error) })
-        };
-        let window = bind(socket)?;
+        let window = Listener::bind(socket)?;
         let mut sockets =
             vec![FunctionSocket { socket: socket.into(), slot: WINDOW_SLOT, id: "window".into() }];
         let mut functions = VecDeque::new();
         for (i, function) in tree.pci.iter().enumerate() {
             let path = beside(socket, &format!(".pci{i}"));
-            functions.push_back((bind(&path)?, function.clone()));
+            functions.push_back((Listener::bind(&path)?, function.clone()));
             sockets.push(FunctionSocket { socket: path, slot: function.slot, id: format!("pci{i}") });
         }
         let device_tree = beside(socket, ".dtb");
