@@ -4,13 +4,15 @@
 //! This crate is `no_std`, holds types and tables only, and has no behaviour: a model and a driver that both
 //! use it can still disagree about what the hardware *does*, which is the point. Start with [`addr`] for the
 //! address spaces, [`attrs`] for what travels with a transaction, [`smmuv2`] for the SMMU's registers and
-//! [`vmsa`] for page-table descriptors; [`zdma`] and [`plwriter`] are DMA engines and [`zynqmp`] is the chip
+//! [`vmsa`] for page-table descriptors; [`zdma`], [`axidma`] and [`plwriter`] are DMA engines and [`zynqmp`] is the chip
 //! that holds them.
 #![no_std]
 #![forbid(unsafe_code)]
 
 pub mod addr;
 pub mod attrs;
+pub mod axidma;
+pub mod gem;
 pub mod plwriter;
 pub mod smmuv2;
 pub mod smmuv3;

@@ -22,6 +22,12 @@ pub enum Kind {
     Zdma,
     /// The writer IP in the programmable logic, see [`PL_WRITER`].
     PlWriter,
+    /// An AXI DMA core in the programmable logic, see [`AXI_DMA`].
+    AxiDma,
+    /// A client of two channels of it, see [`DMA_PROXY`].
+    DmaProxy,
+    /// A network device, as far as its transmit DMA goes, see [`NIC`].
+    Nic,
 }
 
 /// The compatible string of the PL writer: an AXI master in the programmable logic that writes one word per trigger,
@@ -64,6 +70,27 @@ pub const PCIE_HOST: &str = "pci-host-ecam-generic";
 pub const TEST_DEVICE: [&str; 2] = ["portcullis,pcie-testdev", "pci1ae0,6b"];
 /// The compatible string of a ZDMA channel.
 pub const ZDMA: &str = "xlnx,zynqmp-dma-1.0";
+/// The compatible string of an AXI DMA core. Linux's binding (`xilinx_dma.txt`), and what the tree has to say about its wires:
+///
+/// | Property | Meaning |
+/// |---|---|
+/// | `reg` | its register window (0x1000 bytes) |
+/// | `xlnx,include-sg` | built with scatter-gather; without it, direct mode |
+/// | `xlnx,addrwidth` | cell, 32 to 64, default 32: bits of its addresses |
+/// | `xlnx,sg-length-width` | cell, 8 to 26, default 23: bits of its length fields |
+/// | `portcullis,pl-port`, `portcullis,axi-id`, `portcullis,ax-prot` | as of [`PL_WRITER`]; scatter-gather, MM2S and S2MM have this AXI ID and the two behind it |
+/// | `portcullis,fifo-bytes` | cell, 1 to 1 MiB, default 4096: the FIFO that loops its stream output back to its input |
+/// | child `xlnx,axi-dma-mm2s-channel`, `xlnx,axi-dma-s2mm-channel` | `interrupts`, `xlnx,datawidth` (required), `xlnx,include-dre` |
+///
+/// Without a port, its streams are the first three of `iommus`, in the order above.
+pub const AXI_DMA: &str = "xlnx,axi-dma-1.00.a";
+/// The compatible string of a dma-proxy: a client without hardware of its own. `dmas` names its channels, `dma-names` how it
+/// calls them (`dma_proxy_tx`, `dma_proxy_rx`). Its buffers are mapped for **its own** device, so its `iommus` have to be those of
+/// the core that uses them.
+pub const DMA_PROXY: &str = "xlnx,dma_proxy";
+/// The compatible string of a Cadence GEM of which the transmit DMA is modelled; give it before the usual ones. On a Zynq
+/// UltraScale+ its way to memory passes the SMMU if its bit of IOU_INTERCONNECT_ROUTE is set.
+pub const NIC: &str = "portcullis,gem";
 /// The compatible string of the whole chip, in the root node.
 pub const ZYNQMP: &str = "xlnx,zynqmp";
 
@@ -85,6 +112,9 @@ const TABLE: &[(&str, Kind)] = &[
     (TEST_DEVICE[1], Kind::TestDevice),
     (ZDMA, Kind::Zdma),
     (PL_WRITER, Kind::PlWriter),
+    (AXI_DMA, Kind::AxiDma),
+    (DMA_PROXY, Kind::DmaProxy),
+    (NIC, Kind::Nic),
 ];
 
 impl Kind {

@@ -35,7 +35,9 @@
 #![forbid(unsafe_code)]
 
 pub mod compatible;
+pub mod guest;
 pub mod machine;
+pub mod os;
 pub mod protect;
 pub mod report;
 pub mod sim;

@@ -3,6 +3,8 @@
 //! Addresses and stream ids are strings like `"0xfd800000"` in the serialized form, since JSON numbers lose bits of
 //! 64-bit addresses.
 
+mod axidma;
+
 use std::fmt;
 
 use portcullis_arch::StreamId;
@@ -14,6 +16,7 @@ use crate::machine::{
     TestDevice,
 };
 use crate::tree::{Finding, Level, Region};
+pub use axidma::{AxiDmaReport, NicReport};
 
 /// A number shown in hexadecimal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -56,6 +59,12 @@ pub struct Report {
     pub dma_channels: Vec<ChannelReport>,
     /// PL writers.
     pub pl_writers: Vec<WriterReport>,
+    /// AXI DMA cores.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub axi_dmas: Vec<AxiDmaReport>,
+    /// Network devices.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub nics: Vec<NicReport>,
     /// PCIe host bridges.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub pcie_hosts: Vec<HostReport>,
@@ -270,6 +279,8 @@ pub fn report(desc: &MachineDescription) -> Report {
                 enabled: w.node.available,
             })
             .collect(),
+        axi_dmas: axidma::axi_dmas(desc),
+        nics: axidma::nics(desc),
         pcie_hosts: desc.pcie_hosts.iter().map(|h| host(desc, h)).collect(),
         test_devices: desc.test_devices.iter().map(|d| test_device(desc, d)).collect(),
         masters: desc.masters.iter().map(master).collect(),
@@ -461,6 +472,8 @@ impl fmt::Display for Report {
         self.smmus(f)?;
         self.channels(f)?;
         self.writers(f)?;
+        self.axi_dmas.iter().try_for_each(|d| write!(f, "{d}"))?;
+        self.nics.iter().try_for_each(|n| write!(f, "{n}"))?;
         self.pcie(f)?;
         self.masters(f)?;
         self.rest(f)

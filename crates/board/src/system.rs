@@ -9,17 +9,21 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use portcullis_arch::{Iova, Pa, StreamId};
+use portcullis_drivers::gem::{self, Gem};
 use portcullis_drivers::ops::{IommuOps, MasterOptions, StreamMatch};
 use portcullis_drivers::smmuv2::{self, ProbeError};
 use portcullis_drivers::smmuv3::{self, MsiTarget, MsiTargets, Parts};
 use portcullis_drivers::testdev::TestDevice;
 use portcullis_drivers::zdma::{self, DescriptorPool, POOL_BYTES, ZdmaError};
 use portcullis_drivers::{plwriter, zdma::Zdma};
-use portcullis_hal::DmaMemory;
+use portcullis_hal::{Block, DmaMemory};
+use portcullis_iommu::dma::{Coherent, DmaDevice};
 use portcullis_iommu::{DefaultDomain, DeviceId, Domain, FwSpec, InstanceId, IommuCore, Prot};
 use thiserror::Error;
 
 use crate::machine::Streams;
+use crate::os::Os;
+use crate::os::host::DmaOptions;
 use crate::sim::{Clock, EngineKind, EngineSlot, Machine, Memory, Registers, SmmuSlot, Stuck};
 
 /// The driver of an SMMUv2 on a board.
@@ -67,6 +71,8 @@ pub struct BootOptions {
     pub bypass_unmatched: bool,
     /// For drivers of SMMUv3s.
     pub v3: V3Options,
+    /// The DMA API.
+    pub dma: DmaOptions,
     /// Engines without a driver: nobody touches them, and their streams are not entered.
     pub unbound: BTreeSet<String>,
     /// Streams to use for a device instead of those of its node: what a mistake in the device tree would be.
@@ -114,6 +120,14 @@ pub enum BootError {
         /// The channel.
         channel: String,
     },
+    /// A device's driver did not come up.
+    #[error("{device}: {error}")]
+    Driver {
+        /// Its name.
+        device: String,
+        /// Why.
+        error: String,
+    },
     /// A boot option names a device that the board does not have.
     #[error("there is no device {0:?} on this board")]
     UnknownDevice(String),
@@ -159,6 +173,22 @@ pub struct Tester {
     pub driver: TestDevice<Registers>,
 }
 
+/// A network device with its driver.
+pub struct BoundNic {
+    /// Its name.
+    pub name: Arc<str>,
+    /// Its index in [`Machine::engines`].
+    pub slot: usize,
+    /// Its device at the IOMMU core.
+    pub device: Option<DeviceId>,
+    /// Its device of the DMA API.
+    pub dma: DmaDevice<Memory>,
+    /// The driver.
+    pub driver: Gem<Registers, Memory>,
+    /// Its descriptors.
+    _ring: Coherent<Memory>,
+}
+
 /// An SMMU with its driver.
 pub struct BoundSmmu {
     /// Index in [`MachineDescription::smmus`](crate::MachineDescription::smmus).
@@ -182,6 +212,8 @@ pub struct System {
     channels: Vec<Channel>,
     writers: Vec<Writer>,
     testers: Vec<Tester>,
+    nics: Vec<BoundNic>,
+    os: Os,
 }
 
 /// Event ids of each SMMU: events, page requests, global errors.
@@ -220,10 +252,14 @@ impl System {
             let messages = first..first + SMMU_MESSAGES;
             smmus.push(BoundSmmu { index: slot.index, instance, driver, lines, messages });
         }
-        let (channels, writers, testers) = (Vec::new(), Vec::new(), Vec::new());
-        let mut system = Self { machine, core, smmus, channels, writers, testers };
+        let (channels, writers, testers, nics) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        let lines = smmus.iter().map(|s: &BoundSmmu| (s.instance, s.lines.clone())).collect();
+        let os = Os::new(&machine, &core, lines, options.dma);
+        let os = os.map_err(|e| BootError::Driver { device: "platform bus".into(), error: e.to_string() })?;
+        let mut system = Self { machine, core, smmus, channels, writers, testers, nics, os };
+        let proxies: Vec<String> = system.proxies().map(|(name, _)| name).collect();
         for name in options.streams.keys().chain(&options.unbound) {
-            if system.machine.engine(name).is_none() {
+            if system.machine.engine(name).is_none() && !proxies.contains(name) {
                 return Err(BootError::UnknownDevice(name.clone()));
             }
         }
@@ -235,6 +271,14 @@ impl System {
         let machine = self.machine.clone();
         let memory = machine.dma_memory();
         let bound = |engine: &EngineSlot| !options.unbound.contains(&*engine.name);
+        // Without a driver a core is on the platform bus all the same, and can be given away.
+        for engine in machine.engines().iter().filter(|e| !bound(e)) {
+            if matches!(engine.engine, EngineKind::AxiDma(_)) {
+                let streams = self.streams_of(engine, options.streams.get(&*engine.name));
+                let device = self.enter(engine, &streams)?;
+                self.os.add_core(engine, device, false).map_err(|e| driver_error(&engine.name, e))?;
+            }
+        }
         for (slot, engine) in machine.engines().iter().enumerate().filter(|(_, e)| bound(e)) {
             let registers = machine.engine_registers(engine);
             let streams = self.streams_of(engine, options.streams.get(&*engine.name));
@@ -244,13 +288,24 @@ impl System {
                 pool = Some(memory.alloc(POOL_BYTES, 4096).ok_or_else(no_memory)?);
             }
             let device = self.enter(engine, &streams)?;
+            match &engine.engine {
+                EngineKind::AxiDma(_) => {
+                    self.os.add_core(engine, device, true).map_err(|e| driver_error(&engine.name, e))?;
+                    continue;
+                }
+                EngineKind::Nic(_) => {
+                    self.bind_nic(slot, engine, device, registers)?;
+                    continue;
+                }
+                _ => {}
+            }
             match pool {
                 Some(block) => {
                     let pool = DescriptorPool { block, iova: Iova(block.pa.get()) };
                     let config = zdma::Config { coherent: engine.coherent };
                     let driver = Zdma::new(registers, memory.clone(), pool, config)
                         .map_err(|error| BootError::Channel { channel: engine.name.to_string(), error })?;
-                    let (name, interrupt) = (engine.name.clone(), engine.interrupt);
+                    let (name, interrupt) = (engine.name.clone(), engine.interrupts.first().copied());
                     self.channels.push(Channel { name, slot, device, interrupt, driver });
                 }
                 None if matches!(engine.engine, EngineKind::TestDevice(_)) => {
@@ -262,6 +317,49 @@ impl System {
                 }
             }
         }
+        self.bind_proxies(options)
+    }
+
+    /// The clients of AXI DMA cores: name and node.
+    fn proxies(&self) -> impl Iterator<Item = (String, &crate::machine::DmaProxy)> {
+        let nodes = self.machine.description().dma_proxies.iter().enumerate();
+        nodes.filter(|(_, p)| p.node.available).map(|(i, p)| (format!("dma-proxy{i}"), p))
+    }
+
+    fn bind_proxies(&self, options: &BootOptions) -> Result<(), BootError> {
+        for (name, node) in self.proxies() {
+            let smmu = node.streams.declared.first().map(|s| s.smmu);
+            let declared = node.streams.declared.iter().filter(|s| Some(s.smmu) == smmu);
+            let streams = match options.streams.get(&name) {
+                Some(ids) => ids.iter().map(|id| StreamMatch::exact(*id)).collect(),
+                None => declared.map(|s| StreamMatch::masked(s.id.get(), s.mask)).collect::<Vec<_>>(),
+            };
+            let device = self.enter_at(&name, smmu, &streams, MasterOptions::default())?;
+            let bind = !options.unbound.contains(&name);
+            self.os.add_proxy(&name, node, device, bind).map_err(|e| driver_error(&name, e))?;
+        }
+        Ok(())
+    }
+
+    fn bind_nic(
+        &mut self,
+        slot: usize,
+        engine: &EngineSlot,
+        device: Option<DeviceId>,
+        registers: Registers,
+    ) -> Result<(), BootError> {
+        let error = |e: &dyn std::fmt::Display| BootError::Driver {
+            device: engine.name.to_string(),
+            error: e.to_string(),
+        };
+        let dma =
+            self.os.host().dma_device(&engine.name, device, engine.coherent, 44).map_err(|e| error(&e))?;
+        let ring = dma.alloc_coherent(gem::POOL_BYTES as u64).map_err(|e| error(&e))?;
+        let pa = ring.pa(0).unwrap_or_default();
+        let pool = gem::DescriptorPool { block: Block { pa, len: gem::POOL_BYTES }, iova: ring.iova() };
+        let driver = Gem::new(registers, self.machine.dma_memory(), pool, engine.coherent);
+        let driver = driver.map_err(|e| error(&e))?;
+        self.nics.push(BoundNic { name: engine.name.clone(), slot, device, dma, driver, _ring: ring });
         Ok(())
     }
 
@@ -289,30 +387,32 @@ impl System {
         if let Some(ids) = instead {
             return ids.iter().map(|id| StreamMatch::exact(*id)).collect();
         }
-        let d = self.machine.description();
         let none = Streams::default();
-        let streams = d
-            .dma_channels
-            .iter()
-            .map(|c| (&c.node.path, &c.streams))
-            .chain(d.pl_writers.iter().map(|w| (&w.node.path, &w.streams)))
-            .chain(d.test_devices.iter().map(|t| (&t.node.path, &t.streams)))
-            .find(|(path, _)| **path == engine.path)
-            .map_or(&none, |(_, s)| s);
+        let master = self.machine.description().master(&engine.path);
+        let streams = master.map_or(&none, |m| &m.streams);
         let here = streams.declared.iter().filter(|s| Some(s.smmu) == engine.smmu);
         here.map(|s| StreamMatch::masked(s.id.get(), s.mask)).collect()
     }
 
     /// Enters a device, if an SMMU is in front of it and software knows streams of it.
     fn enter(&self, engine: &EngineSlot, streams: &[StreamMatch]) -> Result<Option<DeviceId>, BootError> {
-        let Some(smmu) = self.smmus.iter().find(|s| Some(s.index) == engine.smmu) else { return Ok(None) };
+        self.enter_at(&engine.name, engine.smmu, streams, self.options_of(engine))
+    }
+
+    fn enter_at(
+        &self,
+        name: &str,
+        smmu: Option<usize>,
+        streams: &[StreamMatch],
+        options: MasterOptions,
+    ) -> Result<Option<DeviceId>, BootError> {
+        let Some(smmu) = self.smmus.iter().find(|s| Some(s.index) == smmu) else { return Ok(None) };
         if streams.is_empty() {
             return Ok(None);
         }
         let spec = FwSpec { streams: streams.to_vec() };
-        let options = self.options_of(engine);
-        let device = self.core.add_device_with(&engine.name, smmu.instance, &spec, &[], options);
-        device.map(Some).map_err(|error| BootError::Device { device: engine.name.to_string(), error })
+        let device = self.core.add_device_with(name, smmu.instance, &spec, &[], options);
+        device.map(Some).map_err(|error| BootError::Device { device: name.to_string(), error })
     }
 
     /// What the tree says that a device can do beyond plain accesses.
@@ -392,6 +492,18 @@ impl System {
     /// A PCIe test device by name.
     pub fn tester(&self, name: &str) -> Option<&Tester> {
         self.testers.iter().find(|t| &*t.name == name)
+    }
+    /// The network devices.
+    pub fn nics(&self) -> &[BoundNic] {
+        &self.nics
+    }
+    /// A network device by name.
+    pub fn nic(&self, name: &str) -> Option<&BoundNic> {
+        self.nics.iter().find(|n| &*n.name == name)
+    }
+    /// The platform bus: AXI DMA cores, their clients, passthrough.
+    pub fn os(&self) -> &Os {
+        &self.os
     }
     /// A device by the name of its engine.
     pub fn device(&self, name: &str) -> Option<DeviceId> {
@@ -478,6 +590,9 @@ impl System {
                 handled += usize::from(channel.driver.handle_irq().is_some());
             }
         }
+        // The SMMUs' lines were looked at above.
+        handled += self.os.host().interrupts.take_devices();
+        self.os.host().tick();
         handled
     }
 
@@ -489,6 +604,10 @@ impl System {
         let one = |s: &BoundSmmu| s.driver.ops().describe();
         self.smmus.iter().map(one).collect::<Vec<_>>().join("\n")
     }
+}
+
+fn driver_error(device: &str, error: impl std::fmt::Display) -> BootError {
+    BootError::Driver { device: device.to_string(), error: error.to_string() }
 }
 
 fn probe_v2(

@@ -10,7 +10,7 @@ use serde_json::Value;
 /// Models: they know no driver. Later models belong here on the day they come.
 const HARDWARE: [&str; 6] = ["bus", "walk", "smmuv2", "smmuv3", "vtd", "engines"];
 /// Drivers: they know no model.
-const SOFTWARE: [&str; 4] = ["hal", "pgtable", "drivers", "iommu"];
+const SOFTWARE: [&str; 5] = ["hal", "pgtable", "drivers", "iommu", "proxy"];
 /// What both sides know.
 const SHARED: [&str; 1] = ["arch"];
 /// Where the two sides meet, or who looks at both.

@@ -106,6 +106,8 @@ pub enum FaultDetail {
     SmmuV3Page(smmuv3::priq::PageRequest),
     /// A global error of an SMMUv3; all other fields of the report say nothing.
     SmmuV3Global(smmuv3::gerror::GlobalError),
+    /// A hypervisor told it through a virtual IOMMU; there is no record.
+    Virtual,
     /// Records of an SMMUv3's queue were lost; all other fields of the report say nothing.
     SmmuV3Lost(smmuv3::fault::Source, smmuv3::evtq::Lost),
 }

@@ -9,7 +9,7 @@ use core::any::Any;
 
 use portcullis_arch::{Asid, Iova, Pa, SubstreamId};
 use portcullis_hal::{Clock, DmaMemory, Mmio};
-use portcullis_pgtable::{MapError, Prot, Stage1};
+use portcullis_pgtable::{ConfigError, MapError, Prot, ProtectError, Stage1, UnmapError};
 use thiserror::Error;
 
 use crate::fault::{FaultBatch, FaultHandler, FaultReport, FaultResponse};
@@ -51,13 +51,33 @@ pub enum IommuError {
     /// The domain was made by another driver.
     #[error("the domain belongs to another kind of IOMMU than the device")]
     ForeignDomain,
+    /// From a virtual IOMMU: its host refused.
+    #[error("the host of the virtual IOMMU refused: {reason}")]
+    Virtual {
+        /// Why.
+        reason: &'static str,
+    },
+    /// A virtual IOMMU's page table cannot be made.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// A range cannot be mapped in a virtual IOMMU's page table.
+    #[error(transparent)]
+    Map(#[from] MapError),
+    /// A range cannot be unmapped from it.
+    #[error(transparent)]
+    Unmap(#[from] UnmapError),
+    /// A range's protection cannot be changed in it.
+    #[error(transparent)]
+    Protect(#[from] ProtectError),
 }
 
 impl IommuError {
     /// The reason, if a range could not be mapped because of the page table.
     pub fn map_error(&self) -> Option<MapError> {
         match self {
-            Self::SmmuV2(smmuv2::Error::Map(error)) | Self::SmmuV3(smmuv3::Error::Map(error)) => Some(*error),
+            Self::SmmuV2(smmuv2::Error::Map(error))
+            | Self::SmmuV3(smmuv3::Error::Map(error))
+            | Self::Map(error) => Some(*error),
             _ => None,
         }
     }
@@ -186,6 +206,12 @@ pub trait DomainOps: Any + Send + Sync {
     fn map(&self, iova: Iova, pa: Pa, len: u64, prot: Prot<Stage1>) -> Result<(), IommuError>;
     /// Unmaps; afterwards no device of the domain reaches the memory. Gives the bytes that were mapped.
     fn unmap(&self, iova: Iova, len: u64) -> Result<u64, IommuError>;
+    /// Unmaps, and leaves what the TLB knows about the pages to a later
+    /// [`invalidate_all`](DomainOps::invalidate_all): until that is complete, devices may still reach the memory. Tables
+    /// that are freed are invalidated at once. A driver without lazy mode does all of it at once.
+    fn unmap_lazy(&self, iova: Iova, len: u64) -> Result<u64, IommuError> {
+        self.unmap(iova, len)
+    }
     /// Changes what existing mappings allow.
     fn protect(&self, iova: Iova, len: u64, prot: Prot<Stage1>) -> Result<(), IommuError>;
     /// Where an address goes.
@@ -219,6 +245,9 @@ impl<R: Mmio + 'static, M: DmaMemory + Clone + 'static, C: Clock + 'static> Doma
     }
     fn unmap(&self, iova: Iova, len: u64) -> Result<u64, IommuError> {
         Ok(self.unmap(iova, len)?)
+    }
+    fn unmap_lazy(&self, iova: Iova, len: u64) -> Result<u64, IommuError> {
+        Ok(self.unmap_lazy(iova, len)?)
     }
     fn protect(&self, iova: Iova, len: u64, prot: Prot<Stage1>) -> Result<(), IommuError> {
         Ok(self.protect(iova, len, prot)?)
@@ -368,6 +397,9 @@ impl<P: smmuv3::Platform> DomainOps for smmuv3::Domain<P> {
     }
     fn unmap(&self, iova: Iova, len: u64) -> Result<u64, IommuError> {
         Ok(self.unmap(iova, len)?)
+    }
+    fn unmap_lazy(&self, iova: Iova, len: u64) -> Result<u64, IommuError> {
+        Ok(self.unmap_lazy(iova, len)?)
     }
     fn protect(&self, iova: Iova, len: u64, prot: Prot<Stage1>) -> Result<(), IommuError> {
         Ok(self.protect(iova, len, prot)?)

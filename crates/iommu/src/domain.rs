@@ -21,7 +21,8 @@ pub struct Domain {
 }
 
 impl Domain {
-    pub(crate) fn new(ops: Arc<dyn DomainOps>, instance: InstanceId) -> Arc<Self> {
+    /// For a driver's domain. Domains of a core come from [`IommuCore`](crate::IommuCore), which also attaches them.
+    pub fn new(ops: Arc<dyn DomainOps>, instance: InstanceId) -> Arc<Self> {
         Arc::new(Self { ops, instance, handler: Mutex::new(None) })
     }
 
@@ -55,6 +56,19 @@ impl Domain {
     pub fn unmap(&self, iova: Iova, len: u64) -> Result<u64, IommuError> {
         self.ops.unmap(iova, len)
     }
+    /// Unmaps, but leaves what the TLB knows about the pages to a later [`invalidate_all`](Self::invalidate_all)
+    /// (Linux `iommu_unmap_fast` with `iotlb_gather.queued`). Until that is complete, devices may reach the memory.
+    pub fn unmap_lazy(&self, iova: Iova, len: u64) -> Result<u64, IommuError> {
+        self.ops.unmap_lazy(iova, len)
+    }
+    /// Makes the TLB forget a range, and waits.
+    pub fn invalidate(&self, iova: Iova, len: u64) -> Result<(), IommuError> {
+        self.ops.invalidate(iova, len)
+    }
+    /// Makes the TLB forget everything of the domain, and waits (Linux `iommu_flush_iotlb_all`).
+    pub fn invalidate_all(&self) -> Result<(), IommuError> {
+        self.ops.invalidate_all()
+    }
     /// Changes what existing mappings allow.
     pub fn protect(&self, iova: Iova, len: u64, prot: Prot) -> Result<(), IommuError> {
         self.ops.protect(iova, len, prot)
@@ -62,6 +76,10 @@ impl Domain {
     /// Where an address goes (Linux `iommu_iova_to_phys`).
     pub fn iova_to_phys(&self, iova: Iova) -> Option<Pa> {
         self.ops.iova_to_phys(iova)
+    }
+    /// Page and block sizes as a bit map; 0 where nothing can be mapped.
+    pub fn page_sizes(&self) -> u64 {
+        self.ops.page_sizes()
     }
     /// First and last address that can be mapped.
     pub fn input_range(&self) -> Option<(Iova, Iova)> {

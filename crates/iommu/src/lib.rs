@@ -20,9 +20,11 @@
 extern crate alloc;
 
 mod bind;
+pub mod dma;
 mod domain;
 mod error;
 mod fwspec;
+pub mod iova;
 mod manager;
 mod process;
 mod reserved;

@@ -29,6 +29,19 @@ impl Flush for NoFlush {
     fn table(&mut self, _: u64, _: u64) {}
 }
 
+/// Leaves what leaves cached to a later flush of everything (lazy mode); tables are still flushed at once.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LazyFlush<F>(pub F);
+
+impl<F: Flush> Flush for LazyFlush<F> {
+    #[inline]
+    fn leaf(&mut self, _: u64, _: u64, _: u64) {}
+    #[inline]
+    fn table(&mut self, iova: u64, len: u64) {
+        self.0.table(iova, len);
+    }
+}
+
 impl<F: Flush + ?Sized> Flush for &mut F {
     #[inline]
     fn leaf(&mut self, iova: u64, len: u64, granule: u64) {

@@ -46,7 +46,7 @@ mod unmap;
 
 pub use config::{Concatenation, Config, Granule, Half};
 pub use error::{ConfigError, MapError, ProtectError, UnmapError};
-pub use flush::{Flush, NoFlush};
+pub use flush::{Flush, LazyFlush, NoFlush};
 pub use prot::{MemoryKind, Prot};
 pub use stage::{InputAddress, MAIR, Stage, Stage1, Stage1Registers, Stage2, Stage2Registers};
 pub use table::{Mapping, PageTable};

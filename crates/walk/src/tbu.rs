@@ -248,6 +248,59 @@ fn key_of(from: &Initiator) -> [u64; 2] {
     [u64::from(from.stream.get()) | u64::from(from.attrs.bits()) << 32, substream]
 }
 
+/// Several pages whose output is contiguous: one entry for what the TLB has several of, so that a copy looks up a buffer and
+/// not each of its pages. Every invalidation, whatever it names, forgets all of them.
+#[derive(Clone, Copy)]
+struct Known {
+    key: [u64; 2],
+    access: Access,
+    va: u64,
+    len: u64,
+    pa: Pa,
+    attrs: Attributes,
+}
+
+/// The runs that a port remembers.
+#[derive(Default)]
+struct KnownRuns {
+    runs: [Option<Known>; KNOWN_RUNS],
+    next: usize,
+}
+
+impl KnownRuns {
+    /// What is left of a run from `va` on.
+    #[inline]
+    fn find(&self, key: [u64; 2], va: u64, access: Access) -> Option<Translated> {
+        self.runs.iter().flatten().find_map(|run| {
+            let offset = va.wrapping_sub(run.va);
+            let same = run.key == key && run.access == access && offset < run.len;
+            same.then(|| Translated {
+                pa: run.pa.wrapping_add(offset),
+                left: run.len - offset,
+                attrs: run.attrs,
+            })
+        })
+    }
+    fn remember(&mut self, known: Known) {
+        // A longer run takes the place of its beginning.
+        let begins = |run: &Option<Known>| {
+            run.is_some_and(|r| r.key == known.key && r.access == known.access && r.va == known.va)
+        };
+        let at = self.runs.iter().position(begins).unwrap_or(self.next);
+        self.next = (at + 1) % KNOWN_RUNS;
+        if let Some(place) = self.runs.get_mut(at) {
+            *place = Some(known);
+        }
+    }
+    fn forget(&mut self) {
+        self.runs = [None; KNOWN_RUNS];
+    }
+}
+
+/// Runs that a port remembers: source and destination of two copies.
+const KNOWN_RUNS: usize = 4;
+/// Runs shorter than this are not worth remembering.
+const SHORTEST_RUN: usize = 8192;
 /// Streams that a port keeps the configuration of, at most; two with the same hash share a place.
 const SLOTS_LOG2: u32 = 6;
 const MAX_CONTEXTS: usize = 1024;
@@ -275,6 +328,7 @@ pub struct Tbu<T: Tcu, M> {
     /// Found by a hash of the initiator; empty until the first use.
     slots: Vec<Option<Slot>>,
     tlb: Tlb,
+    known: KnownRuns,
     attrs: Box<[Attributes; MAX_ATTRS]>,
     attrs_used: usize,
     stats: Stats,
@@ -338,6 +392,7 @@ impl<T: Tcu, M: Memory> Tbu<T, M> {
             stamp: 0,
             slots: Vec::new(),
             tlb: Tlb::new(entries),
+            known: KnownRuns::default(),
             attrs: Box::new([Attributes::DEVICE_DEFAULT; MAX_ATTRS]),
             attrs_used: 0,
             stats: Stats::default(),
@@ -422,6 +477,7 @@ impl<T: Tcu, M: Memory> Tbu<T, M> {
     fn catch_up(&mut self) {
         let (tlb, stamp, slots) = (&mut self.tlb, &mut self.stamp, &mut self.slots);
         let (mut renumbered, mut registers) = (false, false);
+        self.known.forget();
         self.seen = self.tcu.log().catch_up(self.seen, |what| match what {
             None | Some(Invalidation::Everything) => {
                 tlb.clear();
@@ -715,6 +771,14 @@ impl<T: Tcu, M: Memory> Tbu<T, M> {
     #[inline]
     fn run(&mut self, from: &Initiator, va: u64, access: Access, max: usize, t: Translated) -> Run {
         let mut len = usize::try_from(t.left).unwrap_or(usize::MAX).min(max);
+        if len < max
+            && let Some(known) = self.known.find(key_of(from), va, access)
+            && (known.pa, known.attrs) == (t.pa, t.attrs)
+        {
+            let left = usize::try_from(known.left).unwrap_or(usize::MAX);
+            len = len.max(left.min(max));
+        }
+        let looked_up = len;
         while len < max {
             let next = va.wrapping_add(len as u64);
             let Some(more) = self.quiet(from, next, access) else { break };
@@ -723,7 +787,31 @@ impl<T: Tcu, M: Memory> Tbu<T, M> {
             }
             len += usize::try_from(more.left).unwrap_or(usize::MAX).min(max - len);
         }
+        if len > looked_up {
+            self.remember(from, va, access, t, len);
+        }
         Run { pa: t.pa, len, attrs: t.attrs }
+    }
+
+    /// Keeps a run of `len` bytes that begins at `va`, if that saves something.
+    #[inline]
+    fn remember(&mut self, from: &Initiator, va: u64, access: Access, t: Translated, len: usize) {
+        if len >= SHORTEST_RUN {
+            let (key, len) = (key_of(from), len as u64);
+            self.known.remember(Known { key, access, va, len, pa: t.pa, attrs: t.attrs });
+        }
+    }
+
+    /// A translation for a copy: of a run, or of a page. Reports nothing to the SMMU if there is none.
+    #[inline]
+    fn stretch(&mut self, from: &Initiator, va: u64, access: Access) -> Option<Translated> {
+        match self.known.find(key_of(from), va, access) {
+            Some(t) => {
+                self.stats.hits += 1;
+                Some(t)
+            }
+            None => self.quiet(from, va, access),
+        }
     }
 
     /// A translation that reports nothing to the SMMU if there is none.
@@ -836,20 +924,23 @@ impl<T: Tcu, M: Memory> Tbu<T, M> {
     /// returns the bytes moved.
     #[inline]
     fn copy_inside(&mut self, src: (&Initiator, u64), dst: (&Initiator, u64), max: usize) -> usize {
-        // What is left of the current page on each side, and a run that is decided and not yet moved.
+        // What is left of the current stretch on each side, and a run that is decided and not yet moved: where it begins in
+        // the copy, and its bytes.
         let (mut source, mut target): (Option<Translated>, Option<Translated>) = (None, None);
         let mut run: Option<(Translated, Translated, usize)> = None;
-        let (mut moved, mut ahead) = (0, 0);
+        let (mut moved, mut ahead, mut stretches) = (0, 0, 0);
         while ahead < max {
             let at = ahead as u64;
             // The target is not looked at (and marked dirty) before there is something to write.
-            let Some(s) = source.or_else(|| self.quiet(src.0, src.1.wrapping_add(at), Access::Read)) else {
+            let Some(s) = source.or_else(|| self.stretch(src.0, src.1.wrapping_add(at), Access::Read)) else {
                 break;
             };
-            let Some(d) = target.or_else(|| self.quiet(dst.0, dst.1.wrapping_add(at), Access::Write)) else {
+            let Some(d) = target.or_else(|| self.stretch(dst.0, dst.1.wrapping_add(at), Access::Write))
+            else {
                 break;
             };
             let n = usize::try_from(s.left.min(d.left)).unwrap_or(usize::MAX).min(max - ahead);
+            stretches += 1;
             run = match run {
                 Some((rs, rd, len)) if follows(&rs, len, &s) && follows(&rd, len, &d) => {
                     Some((rs, rd, len + n))
@@ -867,7 +958,14 @@ impl<T: Tcu, M: Memory> Tbu<T, M> {
             ahead += n;
         }
         match run {
-            Some(last) if self.move_run(last) => moved + last.2,
+            Some(last) if self.move_run(last) => {
+                if stretches > 1 {
+                    let at = moved as u64;
+                    self.remember(src.0, src.1.wrapping_add(at), Access::Read, last.0, last.2);
+                    self.remember(dst.0, dst.1.wrapping_add(at), Access::Write, last.1, last.2);
+                }
+                moved + last.2
+            }
             _ => moved,
         }
     }

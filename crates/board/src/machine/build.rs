@@ -90,6 +90,9 @@ impl<'t> Builder<'t> {
             smmus: Vec::new(),
             dma_channels: Vec::new(),
             pl_writers: Vec::new(),
+            axi_dmas: Vec::new(),
+            dma_proxies: Vec::new(),
+            nics: Vec::new(),
             its: Vec::new(),
             pcie_hosts: Vec::new(),
             test_devices: Vec::new(),
@@ -110,6 +113,9 @@ impl<'t> Builder<'t> {
                 Some(Kind::TestDevice) => desc.test_devices.push(self.test_device(node)?),
                 Some(Kind::Zdma) => desc.dma_channels.push(self.dma_channel(node)?),
                 Some(Kind::PlWriter) => desc.pl_writers.push(self.pl_writer(node)?),
+                Some(Kind::AxiDma) => desc.axi_dmas.push(self.axi_dma(node)?),
+                Some(Kind::DmaProxy) => desc.dma_proxies.push(self.dma_proxy(node)?),
+                Some(Kind::Nic) => desc.nics.push(self.nic(node)?),
                 None => {
                     if let (Some(compatible), true) = (node.compatible.first(), node.parent().is_some()) {
                         desc.not_modelled.push(NotModelled {
@@ -124,6 +130,9 @@ impl<'t> Builder<'t> {
             limit(desc.masters.len(), MAX_MASTERS, "masters", &node.path)?;
             limit(desc.dma_channels.len(), MAX_MASTERS, "DMA channels", &node.path)?;
             limit(desc.test_devices.len(), MAX_MASTERS, "test devices", &node.path)?;
+            limit(desc.axi_dmas.len(), MAX_MASTERS, "AXI DMA cores", &node.path)?;
+            limit(desc.dma_proxies.len(), MAX_MASTERS, "DMA proxies", &node.path)?;
+            limit(desc.nics.len(), MAX_MASTERS, "network devices", &node.path)?;
             limit(desc.pcie_hosts.len(), MAX_SMMUS, "PCIe host bridges", &node.path)?;
         }
         Ok(desc)
@@ -305,7 +314,7 @@ impl<'t> Builder<'t> {
         declared
     }
 
-    fn streams(&self, node: &Node) -> Result<Streams, TreeError> {
+    pub fn streams(&self, node: &Node) -> Result<Streams, TreeError> {
         let actual: Vec<StreamId> = match self.on_chip(node)?.and_then(zynqmp::master_at) {
             Some(located) => located.streams().collect(),
             None => Vec::new(),
@@ -319,10 +328,15 @@ impl<'t> Builder<'t> {
         // Every function below a bridge that is modelled is a master, but for bridges.
         let function = self.function(node);
         let named = !node.iommus.is_empty() || self.legacy.contains_key(&node.id());
-        if located.is_none() && !writer && function.is_none() && !named {
+        if located.is_none() && !writer && node.kind != Some(Kind::AxiDma) && function.is_none() && !named {
             return Ok(None);
         }
-        let (title, path, route_bit, streams) = if writer {
+        let core = core_port(node)?;
+        let (title, path, route_bit, streams) = if let Some((port, ids)) = core {
+            let actual = ids.filter_map(|id| port.stream(id)).collect();
+            let title = format!("AXI DMA on {}", port.info().signal);
+            (title, Some(port.info().path), None, Streams { actual, declared: self.declared(node) })
+        } else if writer {
             let (port, axi_id) = pl_port(node)?;
             let actual = port.stream(axi_id).into_iter().collect();
             let title = format!("PL writer on {}", port.info().signal);
@@ -365,7 +379,7 @@ fn name(node: &Node) -> String {
     }
 }
 
-fn pl_port(node: &Node) -> Result<(PlPort, u8), TreeError> {
+pub(super) fn pl_port(node: &Node) -> Result<(PlPort, u8), TreeError> {
     const PORT: &str = "portcullis,pl-port";
     let names = || zynqmp::PL_PORTS.map(|p| p.name).join(", ");
     let Some(name) = node.string(PORT)? else {
@@ -378,6 +392,15 @@ fn pl_port(node: &Node) -> Result<(PlPort, u8), TreeError> {
         id @ 0..=63 => Ok((port, id as u8)),
         other => Err(node.malformed("portcullis,axi-id", format!("{other} has more than 6 bits"))),
     }
+}
+
+/// The port of an AXI DMA core that says it, and the AXI IDs it sends.
+fn core_port(node: &Node) -> Result<Option<(PlPort, std::ops::Range<u8>)>, TreeError> {
+    if node.kind != Some(Kind::AxiDma) || node.property("portcullis,pl-port").is_none() {
+        return Ok(None);
+    }
+    let (port, id) = pl_port(node)?;
+    Ok(Some((port, id..id.saturating_add(3).min(64))))
 }
 
 fn agreement(path: Option<SmmuPath>, streams: &Streams) -> Agreement {

@@ -14,12 +14,16 @@ pub(super) fn overlaps(desc: &MachineDescription) -> Result<(), TreeError> {
     let smmus = desc.smmus.iter().map(|d| (&d.node, d.region));
     let channels = desc.dma_channels.iter().map(|d| (&d.node, d.region));
     let writers = desc.pl_writers.iter().map(|d| (&d.node, d.region));
+    let cores = desc.axi_dmas.iter().map(|d| (&d.node, d.region));
+    let nics = desc.nics.iter().map(|d| (&d.node, d.region));
     let its = desc.its.iter().map(|d| (&d.node, d.region));
     let hosts = desc.pcie_hosts.iter().map(|d| (&d.node, d.region));
     let devices = desc.test_devices.iter().map(|d| (&d.node, d.region));
     let mut windows: Vec<(&NodeInfo, Region)> = smmus
         .chain(channels)
         .chain(writers)
+        .chain(cores)
+        .chain(nics)
         .chain(its)
         .chain(hosts)
         .chain(devices)

@@ -13,6 +13,7 @@
 //!
 //! A node that is not modelled is never fatal: it is listed in [`MachineDescription::not_modelled`].
 
+mod axidma;
 mod build;
 mod check;
 mod check_v3;
@@ -299,6 +300,99 @@ pub struct PlWriter {
     pub streams: Streams,
 }
 
+/// One channel of an [`AxiDma`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AxiDmaChannel {
+    /// Path of its node.
+    pub path: String,
+    /// Its interrupt.
+    pub interrupt: Option<Interrupt>,
+    /// Bits of its stream (`xlnx,datawidth`).
+    pub data_width: u32,
+    /// It moves data of any alignment (`xlnx,include-dre`).
+    pub realigns: bool,
+}
+
+/// An AXI DMA core in the programmable logic ([`crate::compatible::AXI_DMA`]), its stream output looped back to its input.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AxiDma {
+    /// Its node.
+    pub node: NodeInfo,
+    /// Its registers.
+    pub region: Region,
+    /// The PL port it is connected to, if the tree says.
+    pub port: Option<PlPort>,
+    /// AxPROT as wired: bit 0 privileged, bit 1 non-secure, bit 2 instruction.
+    pub ax_prot: u8,
+    /// Built with scatter-gather.
+    pub scatter_gather: bool,
+    /// Bits of its addresses, 32 to 64.
+    pub address_bits: u8,
+    /// Bits of its length fields, 8 to 26.
+    pub length_bits: u8,
+    /// Bytes of the FIFO from its stream output to its input.
+    pub fifo_bytes: u32,
+    /// MM2S and S2MM, where the tree has them.
+    pub channels: [Option<AxiDmaChannel>; 2],
+    /// True if the tree says that its DMA is coherent.
+    pub dma_coherent: bool,
+    /// Its streams: scatter-gather, MM2S, S2MM.
+    pub streams: Streams,
+}
+
+impl AxiDma {
+    /// The streams that it sends: of scatter-gather, MM2S and S2MM. Where the port is not known, what the tree says; a master
+    /// that the tree does not give a stream of its own sends the first.
+    pub fn sends(&self) -> [StreamId; 3] {
+        let first = self.streams.first().unwrap_or_default();
+        [0, 1, 2].map(|i| {
+            let declared = || self.streams.declared.get(i).map(|d| d.id);
+            self.streams.actual.get(i).copied().or_else(declared).unwrap_or(first)
+        })
+    }
+}
+
+/// A channel that a client uses: an entry of `dmas`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DmaSpecifier {
+    /// What the client calls it (`dma-names`).
+    pub name: String,
+    /// Path of the provider's node.
+    pub provider: String,
+    /// The channel's number there; of an AXI DMA, 0 is MM2S and 1 is S2MM.
+    pub channel: u32,
+}
+
+/// A dma-proxy ([`crate::compatible::DMA_PROXY`]).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DmaProxy {
+    /// Its node.
+    pub node: NodeInfo,
+    /// Its channels.
+    pub dmas: Vec<DmaSpecifier>,
+    /// True if the tree says that its DMA is coherent.
+    pub dma_coherent: bool,
+    /// The streams that the tree gives it. It sends none itself.
+    pub streams: Streams,
+}
+
+/// A network device ([`crate::compatible::NIC`]).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Nic {
+    /// Its node.
+    pub node: NodeInfo,
+    /// Its registers.
+    pub region: Region,
+    /// Its interrupt.
+    pub interrupt: Option<Interrupt>,
+    /// Its bit in IOU_INTERCONNECT_ROUTE, if the chip knows it.
+    pub route_bit: Option<u8>,
+    /// True if the tree says that its DMA is coherent.
+    pub dma_coherent: bool,
+    /// Its streams.
+    pub streams: Streams,
+}
+
 /// How the tree's stream ids of a master compare with the chip's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Agreement {
@@ -375,6 +469,12 @@ pub struct MachineDescription {
     pub dma_channels: Vec<DmaChannel>,
     /// PL writers, enabled or not.
     pub pl_writers: Vec<PlWriter>,
+    /// AXI DMA cores, enabled or not, in the order of the tree.
+    pub axi_dmas: Vec<AxiDma>,
+    /// Clients of their channels, enabled or not.
+    pub dma_proxies: Vec<DmaProxy>,
+    /// Network devices, enabled or not.
+    pub nics: Vec<Nic>,
     /// Interrupt translation services, enabled or not.
     pub its: Vec<Its>,
     /// PCIe host bridges, enabled or not.

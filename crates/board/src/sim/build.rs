@@ -18,6 +18,7 @@ use crate::sim::machine::{EngineKind, EngineSlot, Machine, SmmuSlot};
 use crate::sim::model::SmmuModel;
 use crate::sim::pool::Pool;
 use crate::sim::port::{SharedTraffic, TracingPort};
+use crate::sim::route::IouRoute;
 use crate::sim::trace::{Recording, Tracer};
 use crate::tree::Interrupt;
 
@@ -127,7 +128,14 @@ impl Machine {
         for (i, d) in description.test_devices.iter().enumerate().filter(|(_, d)| d.node.available) {
             engines.push(wiring.test_device(i, d));
         }
-        Ok(Arc::new(Self { description, memory, smmus, engines, pool, tracer }))
+        for (i, d) in description.axi_dmas.iter().enumerate().filter(|(_, d)| d.node.available) {
+            engines.push(wiring.axi_dma(i, d));
+        }
+        let route = (!description.nics.is_empty()).then(Arc::<IouRoute>::default);
+        for (i, n) in description.nics.iter().enumerate().filter(|(_, n)| n.node.available) {
+            engines.push(wiring.nic(i, n, route.as_ref()));
+        }
+        Ok(Arc::new(Self { description, memory, smmus, engines, route, pool, tracer }))
     }
 }
 
@@ -194,7 +202,8 @@ impl Wiring<'_> {
             base: c.region.base,
             size: c.region.size,
             stream,
-            interrupt: irq,
+            streams: vec![stream],
+            interrupts: irq.into_iter().collect(),
             smmu: smmu.map(|s| s.index),
             coherent: c.dma_coherent,
             bus_width: c.bus_width,
@@ -220,7 +229,8 @@ impl Wiring<'_> {
             base: w.region.base,
             size: w.region.size,
             stream,
-            interrupt: None,
+            streams: vec![stream],
+            interrupts: Vec::new(),
             smmu: smmu.map(|s| s.index),
             coherent: w.dma_coherent,
             bus_width: 32,

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use portcullis_arch::{Pa, StreamId};
 use portcullis_bus::mmio::Shared;
 use portcullis_bus::{Activity, BusError, Engine, SystemMemory};
-use portcullis_engines::{AtcShared, PlWriter, TestDev, TestDevBar, Zdma};
+use portcullis_engines::{AtcShared, AxiDma, Gem, PlWriter, TestDev, TestDevBar, Zdma};
 use portcullis_smmuv2::SmmuV2;
 use portcullis_smmuv3::SmmuV3;
 
@@ -14,6 +14,7 @@ use crate::sim::model::SmmuModel;
 use crate::sim::platform::{Clock, Memory, Registers};
 use crate::sim::pool::Pool;
 use crate::sim::port::SharedTraffic;
+use crate::sim::route::{IOU_SLCR, IOU_SLCR_SIZE, IouRoute};
 use crate::sim::trace::Tracer;
 
 /// An engine of the machine.
@@ -25,6 +26,10 @@ pub enum EngineKind {
     PlWriter(Shared<PlWriter>),
     /// A PCIe test device.
     TestDevice(Shared<TestDev>),
+    /// An AXI DMA core with its stream output looped back.
+    AxiDma(Shared<AxiDma>),
+    /// A network device's transmit DMA.
+    Nic(Shared<Gem>),
 }
 
 /// An engine in its place.
@@ -39,8 +44,10 @@ pub struct EngineSlot {
     pub size: u64,
     /// Its stream: what the hardware sends. A PL writer's follows its AXI ID register.
     pub stream: StreamId,
-    /// Its interrupt (SPI), if it has one.
-    pub interrupt: Option<u32>,
+    /// All its streams; of an AXI DMA scatter-gather, MM2S and S2MM.
+    pub streams: Vec<StreamId>,
+    /// Its interrupts (SPI); of an AXI DMA MM2S and S2MM.
+    pub interrupts: Vec<u32>,
     /// The SMMU it is behind (index in [`MachineDescription::smmus`]); `None` if it reaches memory directly, because no SMMU
     /// is on its way or the one there is not in use.
     pub smmu: Option<usize>,
@@ -66,6 +73,8 @@ impl EngineSlot {
             EngineKind::Zdma(e) => lock(e).step(now),
             EngineKind::PlWriter(e) => lock(e).step(now),
             EngineKind::TestDevice(e) => lock(e).step(now),
+            EngineKind::AxiDma(e) => lock(e).step(now),
+            EngineKind::Nic(e) => lock(e).step(now),
         }
     }
 
@@ -75,6 +84,8 @@ impl EngineSlot {
             EngineKind::Zdma(e) => e.clone(),
             EngineKind::PlWriter(e) => e.clone(),
             EngineKind::TestDevice(e) => Arc::new(TestDevBar(e.clone())),
+            EngineKind::AxiDma(e) => e.clone(),
+            EngineKind::Nic(e) => e.clone(),
         }
     }
 
@@ -84,6 +95,8 @@ impl EngineSlot {
             EngineKind::Zdma(e) => lock(e).reset(),
             EngineKind::PlWriter(e) => lock(e).reset(),
             EngineKind::TestDevice(e) => lock(e).reset(),
+            EngineKind::AxiDma(e) => lock(e).reset(),
+            EngineKind::Nic(e) => lock(e).reset(),
         }
     }
 }
@@ -120,6 +133,7 @@ pub struct Machine {
     pub(crate) memory: SystemMemory,
     pub(crate) smmus: Vec<SmmuSlot>,
     pub(crate) engines: Vec<EngineSlot>,
+    pub(crate) route: Option<Arc<IouRoute>>,
     pub(crate) pool: Arc<Pool>,
     pub(crate) tracer: Arc<Tracer>,
 }
@@ -157,6 +171,10 @@ impl Machine {
     pub fn engine(&self, name: &str) -> Option<&EngineSlot> {
         self.engines.iter().find(|e| &*e.name == name || e.path == name)
     }
+    /// IOU_INTERCONNECT_ROUTE, on a board with a network device.
+    pub fn route(&self) -> Option<u32> {
+        Some(self.route.as_ref()?.get())
+    }
     /// Its record and clock.
     pub fn tracer(&self) -> &Arc<Tracer> {
         &self.tracer
@@ -189,9 +207,19 @@ impl Machine {
         let smmu = self.smmus.iter().find_map(|s| Some((self.registers_of(s), inside(s.base, s.size)?)));
         let engine =
             || self.engines.iter().find_map(|e| Some((self.engine_registers(e), inside(e.base, e.size)?)));
-        smmu.or_else(engine).ok_or(BusError::Decode)
+        let route = || {
+            let offset = inside(IOU_SLCR, IOU_SLCR_SIZE)?;
+            let route = self.route.as_ref()?.clone();
+            Some((Registers::new(route, "iou_slcr", self.tracer.clone()), offset))
+        };
+        smmu.or_else(engine).or_else(route).ok_or(BusError::Decode)
     }
 
+    /// Steps one engine, by its index in [`Machine::engines`], and says what it did. The clock does not move: whoever owns
+    /// the engine alone lets it work so, on a thread of its own.
+    pub fn step_engine(&self, slot: usize) -> Activity {
+        self.engines.get(slot).map_or(Activity::Idle, |e| e.step(self.tracer.now()))
+    }
     /// Steps every engine once. True if one worked and has more to do.
     pub fn step(&self) -> bool {
         self.step_all() == Activity::Busy

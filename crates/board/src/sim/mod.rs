@@ -7,6 +7,7 @@
 
 mod ats;
 mod build;
+mod build_pl;
 mod build_v3;
 mod explanation;
 mod machine;
@@ -14,6 +15,7 @@ mod model;
 pub mod platform;
 mod pool;
 mod port;
+mod route;
 pub mod trace;
 
 pub use build::{BuildError, Options};
@@ -23,4 +25,5 @@ pub use model::SmmuModel;
 pub use platform::{Clock, Memory, Registers};
 pub use pool::Pool;
 pub use port::{SharedTraffic, TracingPort, Traffic};
+pub use route::{IOU_SLCR, IouRoute, ROUTE};
 pub use trace::{AtsEvent, Event, EventKind, Fault, Recording, Tracer, TransactionEvent};

@@ -202,6 +202,9 @@ impl TracingPort {
             translations: Vec::new(),
             fault: None,
         };
+        if self.tracer.is_muted() {
+            return event;
+        }
         let Way::Smmu(port) = &mut self.way else { return event };
         let explain = self.tracer.wants_explanations();
         let mut at = 0;

@@ -164,6 +164,8 @@ pub struct Tracer {
     now: AtomicU64,
     registers: AtomicBool,
     explain: AtomicBool,
+    /// Nothing is written down for now.
+    muted: AtomicBool,
     log: Mutex<Log>,
     lines: IrqLevels,
     edges: Mutex<Edges>,
@@ -194,6 +196,7 @@ impl Tracer {
             now: AtomicU64::new(0),
             registers: AtomicBool::new(recording.registers),
             explain: AtomicBool::new(recording.explain),
+            muted: AtomicBool::new(false),
             log: Mutex::default(),
             lines: IrqLevels::default(),
             edges: Mutex::default(),
@@ -250,19 +253,32 @@ impl Tracer {
         self.now.fetch_max(at, Ordering::Relaxed);
     }
 
+    /// Writes nothing down until it is told otherwise: for thousands of accesses of which the sum is what matters.
+    pub fn mute(&self, muted: bool) {
+        self.muted.store(muted, Ordering::Relaxed);
+    }
+
+    /// True if nothing is written down.
+    pub fn is_muted(&self) -> bool {
+        self.muted.load(Ordering::Relaxed)
+    }
+
     /// True if register accesses are written down.
     pub fn wants_registers(&self) -> bool {
-        self.registers.load(Ordering::Relaxed)
+        self.registers.load(Ordering::Relaxed) && !self.is_muted()
     }
 
     /// True if every translation is to be explained.
     pub fn wants_explanations(&self) -> bool {
-        self.explain.load(Ordering::Relaxed)
+        self.explain.load(Ordering::Relaxed) && !self.is_muted()
     }
 
     /// Writes an event down that lasted `lasted` nanoseconds from now, and lets that time pass.
     pub fn push(&self, lasted: u64, kind: EventKind) {
         let at = self.now.fetch_add(lasted, Ordering::Relaxed);
+        if self.is_muted() {
+            return;
+        }
         let mut log = self.lock();
         if log.events.len() < MAX_EVENTS {
             log.events.push(Event { at, lasted, kind });

@@ -5,6 +5,7 @@
 
 mod api;
 mod reports;
+mod vms;
 mod world;
 
 use std::cell::{Cell, RefCell};

@@ -15,6 +15,7 @@ use rhai::{Dynamic, Map};
 use super::Context;
 use super::api::BootRequest;
 use super::reports;
+use super::vms::Vms;
 use crate::output::{Item, Report};
 use crate::tell::Teller;
 
@@ -34,6 +35,8 @@ pub struct World {
     unmapped: RefCell<Vec<(usize, u64, u64, u64)>>,
     ats: RefCell<Vec<Map>>,
     messages: RefCell<Vec<Map>>,
+    /// Virtual machines and what they have.
+    pub vms: Vms,
 }
 
 impl World {
@@ -57,6 +60,7 @@ impl World {
             unmapped: RefCell::default(),
             ats: RefCell::default(),
             messages: RefCell::default(),
+            vms: Vms::default(),
         });
         world.drain(context);
         Ok(world)
@@ -160,6 +164,11 @@ impl World {
     fn queue_indices(&self) -> u32 {
         let entries = self.system.smmu_v3().map_or(1, |(_, driver)| driver.commands().entries());
         u32::try_from(2 * entries - 1).unwrap_or(u32::MAX)
+    }
+
+    /// Prints one fault of many.
+    pub fn tell_fault(&self, context: &Context, fault: &RoutedFault) {
+        context.emit(Item::Report(self.report(fault)));
     }
 
     /// The faults reported since the last call, as maps.

@@ -11,7 +11,7 @@ use portcullis_arch::smmuv2::offset::cb;
 use portcullis_arch::smmuv2::{S2crType, TcrS1};
 use portcullis_arch::{Asid, Iova, Ipa, Pa, Vmid};
 use portcullis_hal::{Block, Clock, DmaMemory, Mmio};
-use portcullis_pgtable::{Config, Granule, PageTable, Prot, Stage1, Stage2};
+use portcullis_pgtable::{Config, Granule, LazyFlush, PageTable, Prot, Stage1, Stage2};
 
 use super::bank::{BankRegisters, Below};
 use super::streams::s2cr_of;
@@ -321,6 +321,21 @@ impl<R: Mmio + 'static, M: DmaMemory + Clone + 'static, C: Clock + 'static> Doma
             Tables::None => return Err(self.no_table("unmap from")),
         };
         flush.finish()?;
+        Ok(bytes?)
+    }
+
+    /// Unmaps as [`unmap`](Self::unmap) does, but leaves the TLB entries of pages and blocks to a later
+    /// [`invalidate_all`](Self::invalidate_all): devices may reach the memory until that is complete. Tables that are
+    /// freed are invalidated at once.
+    pub fn unmap_lazy(&self, iova: Iova, len: u64) -> Result<u64, Error> {
+        let Some(context) = self.context else { return Err(self.no_table("unmap from")) };
+        let mut flush = LazyFlush(self.invalidation(context));
+        let bytes = match &self.tables {
+            Tables::Stage1(table) => table.unmap(iova, len, &mut flush),
+            Tables::Stage2(table) => table.unmap(Ipa(iova.get()), len, &mut flush),
+            Tables::None => return Err(self.no_table("unmap from")),
+        };
+        flush.0.finish()?;
         Ok(bytes?)
     }
 

@@ -204,8 +204,8 @@ pub struct Master {
 }
 
 impl Master {
-    /// A device with these stream table entries.
-    pub(crate) fn new(entries: Box<[usize]>, streams: Box<[StreamMatch]>) -> Self {
+    /// A device with these stream table entries; for those who implement [`IommuOps`](crate::ops::IommuOps).
+    pub fn new(entries: Box<[usize]>, streams: Box<[StreamMatch]>) -> Self {
         Self { entries, streams }
     }
     /// The stream table entries, one for each stream of the device. Devices that have one in common cannot be told

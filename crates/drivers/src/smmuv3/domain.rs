@@ -12,7 +12,7 @@ use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use portcullis_arch::smmuv3::{Command, Opcode};
 use portcullis_arch::{Asid, Iova, Ipa, Pa, StreamId, SubstreamId, Vmid};
 use portcullis_hal::{Block, DmaMemory};
-use portcullis_pgtable::{Config, Flush, Granule, PageTable, Prot, Stage1, Stage2};
+use portcullis_pgtable::{Config, Flush, Granule, LazyFlush, PageTable, Prot, Stage1, Stage2};
 use spin::Mutex;
 
 use super::context::Cds;
@@ -265,6 +265,23 @@ impl<P: Platform> Domain<P> {
             Tables::None => Ok(0),
         };
         flush.finish()?;
+        Ok(bytes?)
+    }
+
+    /// Unmaps as [`unmap`](Self::unmap) does, but leaves the TLB entries of pages and blocks, and what devices have
+    /// cached, to a later [`invalidate_all`](Self::invalidate_all): devices may reach the memory until that is complete.
+    /// Tables that are freed are invalidated at once.
+    pub fn unmap_lazy(&self, iova: Iova, len: u64) -> Result<u64, Error> {
+        let mut flush = match &self.tables {
+            Tables::None => return Err(self.no_table("unmap from")),
+            _ => LazyFlush(self.gather()?),
+        };
+        let bytes = match &self.tables {
+            Tables::Stage1(table) => table.unmap(iova, len, &mut flush),
+            Tables::Stage2(table) => table.unmap(Ipa(iova.get()), len, &mut flush),
+            Tables::None => Ok(0),
+        };
+        flush.0.finish()?;
         Ok(bytes?)
     }
 

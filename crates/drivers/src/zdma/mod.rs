@@ -2,7 +2,8 @@
 //!
 //! Start with [`Zdma::new`]; then [`submit_memcpy`](Zdma::submit_memcpy) or [`submit_sg`](Zdma::submit_sg) and
 //! [`issue_pending`](Zdma::issue_pending), with [`handle_irq`](Zdma::handle_irq) at every interrupt, or
-//! [`wait`](Zdma::wait) without any. Each transaction ends as one [`Completion`].
+//! [`wait`](Zdma::wait) without any. Each transaction ends as one [`Completion`]. [`ZdmaChannel`] puts a channel behind
+//! the interface of all DMA engines, [`DmaChannel`](crate::dmaengine::DmaChannel).
 //!
 //! The register sequences are those of Linux's `zynqmp_dma`; the results are not. Where they differ:
 //!
@@ -14,6 +15,7 @@
 //! | chunk of 1 GiB | does not fit the size field | chunks end below |
 //! | nothing to start | touches CTRL0 and DATA_ATTR | nothing |
 
+mod channel;
 mod error;
 mod list;
 #[cfg(test)]
@@ -28,16 +30,18 @@ use portcullis_arch::Iova;
 use portcullis_arch::zdma::{
     Ctrl0, Ctrl2, DataAttr, DscrAttr, SIZE_MASK, State as ChannelState, interrupt, reg,
 };
-use portcullis_hal::{Block, Clock, DmaMemory, Mmio, poll};
+use portcullis_hal::{Clock, DmaMemory, Mmio, poll};
 use spin::Mutex;
 
 use list::{Chunk, split};
 
+pub use crate::dmaengine::{Cookie, DescriptorPool, Segment};
+pub use channel::ZdmaChannel;
 pub use error::{BusErrorKind, Position, TransferError, ZdmaError};
 
 /// Descriptor pairs in a pool (Linux `ZYNQMP_DMA_NUM_DESCS`).
 pub const POOL_DESCRIPTORS: usize = 32;
-/// Bytes of a pool: one source and one destination descriptor of 32 bytes each per pair.
+/// Bytes of a channel's [`DescriptorPool`]: one source and one destination descriptor of 32 bytes each per pair.
 pub const POOL_BYTES: usize = POOL_DESCRIPTORS * 64;
 /// Completions that are kept until somebody takes them.
 const MAX_COMPLETIONS: usize = 1024;
@@ -48,35 +52,12 @@ const ENDS: u32 = interrupt::DST_DSCR_DONE | interrupt::DMA_DONE;
 /// ARLEN and AWLEN that Linux writes: 16 beats.
 const BURST_LENGTH: u8 = 15;
 
-/// Memory for descriptors. The engine reads them through its IOMMU like everything else, so it has two addresses:
-/// where the CPU writes, and where the engine reads. Without an IOMMU they are equal.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct DescriptorPool {
-    /// At least [`POOL_BYTES`], aligned to 64.
-    pub block: Block,
-    /// The same memory as the channel addresses it, aligned to 64.
-    pub iova: Iova,
-}
-
 /// What the device tree says about a channel.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Config {
     /// `dma-coherent`: descriptors and data are snooped. Low power domain only.
     pub coherent: bool,
 }
-
-/// A stretch of memory in a scatter-gather list.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Segment {
-    /// First address, of any alignment.
-    pub address: Iova,
-    /// Bytes, not 0.
-    pub len: u64,
-}
-
-/// Names a transaction of one channel.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Cookie(pub u64);
 
 /// How a transaction ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -445,6 +426,13 @@ impl<R: Mmio, M: DmaMemory> Zdma<R, M> {
             }
             Progress::Unknown => None,
         }
+    }
+
+    /// Bytes of a transaction that is not over; `None` for all others.
+    pub fn requested(&self, cookie: Cookie) -> Option<u64> {
+        let state = self.state.lock();
+        let mut all = state.submitted.iter().chain(&state.issued).chain(&state.running);
+        all.find(|transaction| transaction.cookie == cookie).map(|transaction| transaction.len)
     }
 
     /// Takes all completions, oldest first.

@@ -7,6 +7,7 @@ use alloc::vec::Vec;
 
 use portcullis_arch::Pa;
 use portcullis_arch::zdma::{Command, Descriptor};
+use portcullis_hal::Block;
 use portcullis_hal::fake::{FakeClock, FakeMemory, FakeMmio, MmioAccess, Registers};
 
 use super::*;
@@ -488,4 +489,42 @@ fn no_register_value_makes_the_driver_panic_or_hang() {
             assert_eq!(ended, submitted, "each transaction ends exactly once");
         }
     }
+}
+
+#[test]
+fn behind_the_common_interface_transactions_call_back_and_report_what_was_wrong() {
+    use crate::dmaengine::{BusAccess, BusResponse, ChannelError, DmaChannel, State, TransferError};
+    let Rig { channel, mmio, .. } = rig();
+    let clock = Arc::new(FakeClock::new());
+    let channel = ZdmaChannel::new("zdma0", Arc::new(channel), clock);
+    let seen = Arc::new(Mutex::new(vec![]));
+    let copy = |from| {
+        let seen = seen.clone();
+        let descriptor = channel.prep_memcpy(Iova(0x2000), Iova(from), 0x100).unwrap();
+        let callback = move |ended: &crate::dmaengine::Completion| seen.lock().push(*ended);
+        channel.submit(descriptor, Some(alloc::boxed::Box::new(callback))).unwrap()
+    };
+    let (good, bad) = (copy(0x1000), copy(0x8000));
+    assert_eq!(channel.status(bad).state, State::Queued);
+    channel.issue_pending();
+    mmio.set32(reg::TOTAL_BYTE as usize, 0x140);
+    let status = channel.status(bad);
+    assert_eq!((status.state, status.transferred, status.residue), (State::Running, 0x40, 0xc0));
+    mmio.set32(reg::ISR as usize, interrupt::AXI_RD_DATA | DONE);
+    mmio.set32(reg::IRQ_DST_ACCT as usize, 1);
+    mmio.set32(reg::SRC_CUR_PYLD_LSB as usize, 0x8040);
+    assert!(channel.handle_irq());
+    let error =
+        TransferError::Bus { access: BusAccess::Read, response: BusResponse::Unknown, at: Iova(0x8040) };
+    let results: Vec<_> = seen.lock().iter().map(|ended| (ended.cookie, ended.result)).collect();
+    assert_eq!(results, [(good, Ok(())), (bad, Err(error))]);
+    assert_eq!(channel.status(good).state, State::Complete);
+    assert_eq!(channel.status(bad).state, State::Failed(error));
+    assert!(!channel.handle_irq());
+    assert!(matches!(channel.pause(), Err(ChannelError::Unsupported { .. })));
+    let direction = crate::dmaengine::Direction::MemToDev;
+    assert!(channel.prep_slave_sg(&[Segment { address: Iova(0), len: 4 }], direction).is_err());
+    let last = copy(0x1000);
+    assert_eq!(channel.terminate(), Ok(1));
+    assert_eq!(channel.status(last).state, State::Failed(TransferError::Terminated));
 }

@@ -58,7 +58,7 @@ impl Board {
     }
 
     /// Whatever else a call is given has to be of this board, too.
-    fn same(&self, other: &Self) -> Result<()> {
+    pub fn same(&self, other: &Self) -> Result<()> {
         if Rc::ptr_eq(&self.world, &other.world) {
             return Ok(());
         }
@@ -110,7 +110,7 @@ impl Board {
         self.world.system.channels().iter().map(|c| Dynamic::from(make(c))).collect()
     }
 
-    fn alloc(&self, spec: DomainSpec, model: FaultModel) -> Result<DomainHandle> {
+    fn alloc_domain(&self, spec: DomainSpec, model: FaultModel) -> Result<DomainHandle> {
         let Some(instance) = self.world.system.iommu() else {
             return fail("this board has no SMMU in use");
         };
@@ -127,7 +127,7 @@ impl Board {
             "blocked" => DomainSpec::Blocked,
             "stall" => {
                 let stall = FaultModel { stall: true, ..FaultModel::default() };
-                let handle = self.alloc(DomainSpec::Stage1(paging), stall)?;
+                let handle = self.alloc_domain(DomainSpec::Stage1(paging), stall)?;
                 // The script decides, with `resume`.
                 handle.domain.set_fault_handler(Some(Arc::new(|_: &FaultReport| FaultResponse::Deferred)));
                 return Ok(handle);
@@ -138,7 +138,7 @@ impl Board {
                 ));
             }
         };
-        self.alloc(spec, FaultModel::default())
+        self.alloc_domain(spec, FaultModel::default())
     }
 
     fn nested(&mut self, parent: DomainHandle) -> Result<DomainHandle> {

@@ -118,7 +118,10 @@ impl BootRequest {
             let writers = description.pl_writers.iter_mut().map(|w| (&w.node, &mut w.dma_coherent));
             let mut found = false;
             let devices = description.test_devices.iter_mut().map(|d| (&d.node, &mut d.dma_coherent));
-            for (node, coherent) in smmus.chain(channels).chain(writers).chain(devices) {
+            let cores = description.axi_dmas.iter_mut().map(|d| (&d.node, &mut d.dma_coherent));
+            let proxies = description.dma_proxies.iter_mut().map(|d| (&d.node, &mut d.dma_coherent));
+            let others = writers.chain(devices).chain(cores).chain(proxies);
+            for (node, coherent) in smmus.chain(channels).chain(others) {
                 if node.name == *name || node.path == *name || node.labels.contains(name) {
                     *coherent = *on;
                     found = true;

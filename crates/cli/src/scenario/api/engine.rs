@@ -39,7 +39,7 @@ enum Work {
 }
 
 /// What a transfer came to.
-fn result(ok: bool, stalled: bool, error: String, moved: u64) -> Map {
+pub fn result(ok: bool, stalled: bool, error: String, moved: u64) -> Map {
     let values = [
         ("ok", ok.into()),
         ("stalled", stalled.into()),

@@ -7,11 +7,17 @@
 //! | [`board`] | a booted board: domains, memory, registers, reports |
 //! | [`engine`] | DMA channels, PL writers, transfers |
 //! | [`space`] | domains and processes |
+//! | [`dma`] | the DMA API, network devices |
+//! | [`proxy`] | dma-proxies and their loop test |
+//! | [`vm`] | virtual machines and what they are given |
 
 mod board;
 mod boot;
+mod dma;
 mod engine;
+mod proxy;
 mod space;
+mod vm;
 
 use std::rc::Rc;
 
@@ -61,6 +67,9 @@ pub fn register(engine: &mut Engine, context: &Rc<Context>) {
     board::register(engine, context);
     engine::register(engine);
     space::register(engine);
+    dma::register(engine);
+    proxy::register(engine);
+    vm::register(engine);
 }
 
 fn words(engine: &mut Engine, context: &Rc<Context>) {
