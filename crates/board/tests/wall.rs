@@ -10,11 +10,11 @@ use serde_json::Value;
 /// Models: they know no driver. Later models belong here on the day they come.
 const HARDWARE: [&str; 6] = ["bus", "walk", "smmuv2", "smmuv3", "vtd", "engines"];
 /// Drivers: they know no model.
-const SOFTWARE: [&str; 5] = ["hal", "pgtable", "drivers", "iommu", "proxy"];
+const SOFTWARE: [&str; 6] = ["hal", "pgtable", "drivers", "iommu", "proxy", "vfio"];
 /// What both sides know.
 const SHARED: [&str; 1] = ["arch"];
 /// Where the two sides meet, or who looks at both.
-const ABOVE: [&str; 5] = ["board", "explain", "cli", "vfio", "cosim"];
+const ABOVE: [&str; 4] = ["board", "explain", "cli", "cosim"];
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().unwrap()

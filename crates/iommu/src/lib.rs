@@ -11,8 +11,9 @@
 //! |---|---|
 //! | `iommus` with 1 and 2 cells, `stream-match-mask`, the legacy `mmu-masters` | `iommu-map`, ACPI |
 //! | groups by shared streams; attach all or revert | groups by PCI isolation |
-//! | blocked, identity, paging (stage 1, stage 2), nested, process domains | IOVA allocation and the DMA API |
+//! | blocked, identity, paging (stage 1, stage 2), nested, process domains | |
 //! | reserved regions, direct ones mapped before attach | |
+//! | the DMA API ([`dma`]): coherent, streaming, scatter lists, lazy invalidation, bounce buffers, debug mode | |
 //! | several domains, processes and IOMMUs at once; a process per substream, its faults resolved by it | |
 #![no_std]
 #![forbid(unsafe_code)]

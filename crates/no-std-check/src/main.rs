@@ -16,15 +16,19 @@ use alloc::sync::Arc;
 use core::panic::PanicInfo;
 
 use portcullis_arch::{Iova, Pa};
+use portcullis_drivers::axidma::{self, AxiDma, ChannelConfig};
+use portcullis_drivers::dmaengine::{Direction, Registry};
 use portcullis_drivers::ops::DomainSpec;
 use portcullis_drivers::plwriter::PlWriter;
 use portcullis_drivers::smmuv2::{Options, SmmuV2};
 use portcullis_drivers::smmuv3::{self, SmmuV3};
 use portcullis_drivers::zdma::{Config, DescriptorPool, POOL_BYTES, Zdma};
 use portcullis_hal::DmaMemory;
+use portcullis_iommu::dma::{DeviceConfig, DmaDevice};
 use portcullis_iommu::{BindOptions, FwSpec, IommuCore, MasterOptions, Paging, Process, ProcessConfig, Prot};
+use portcullis_proxy::{Dma, Proxy, ProxyError, test};
 
-use platform::{Acknowledging, Memory, Ticks, Window};
+use platform::{Acknowledging, Memory, Resetting, Ticks, Window};
 
 #[panic_handler]
 fn panic(_: &PanicInfo<'_>) -> ! {
@@ -46,6 +50,12 @@ extern "C" fn main() -> ! {
 /// it.
 #[unsafe(no_mangle)]
 extern "C" fn rust_eh_personality() {}
+
+/// The same: the host's alloc mentions it where it formats text.
+#[unsafe(no_mangle)]
+extern "C" fn _Unwind_Resume() -> ! {
+    platform::exit(102)
+}
 
 /// One device, from probe to process exit. The error is the number of the step that failed.
 fn run() -> Result<(), i32> {
@@ -87,7 +97,34 @@ fn run() -> Result<(), i32> {
         return Err(22);
     }
     PlWriter::new(Window::new(0x100)).write(Iova(0x1000), 0xcafe_beef, 0, 0xf).map_err(|_| 23)?;
+    proxy(&memory)?;
     smmuv3(memory)
+}
+
+/// A dma-proxy on an AXI DMA without scatter-gather. Its buffers are larger than this program's memory.
+fn proxy(memory: &Memory) -> Result<(), i32> {
+    let width = ChannelConfig { data_width: 32, ..ChannelConfig::default() };
+    let config =
+        axidma::Config { mm2s: Some(width), s2mm: Some(width), length_bits: 26, ..axidma::Config::default() };
+    let driver = AxiDma::new("dma", Resetting::new(0x1000), memory.clone(), Ticks::default(), config);
+    let driver = driver.map_err(|_| 24)?;
+    let registry = Registry::new();
+    for (cell, direction) in [(0, Direction::MemToDev), (1, Direction::DevToMem)] {
+        let channel = driver.channel(direction).ok_or(25)?;
+        registry.register("dma", cell, channel.clone()).map_err(|_| 26)?;
+    }
+    let device = DmaDevice::direct("proxy", memory.clone(), DeviceConfig::default());
+    let names = [("dma_proxy_tx", 0), ("dma_proxy_rx", 1)];
+    let dmas = names.map(|(name, cell)| Dma { name, provider: "dma", cell });
+    match Proxy::probe(&registry, &dmas, &device, Ticks::default()) {
+        Err(ProxyError::Memory(_)) => {}
+        Err(_) => return Err(27),
+        Ok(proxy) => {
+            let arguments = test::Arguments::parse(&["1", "4096"]).map_err(|_| 28)?;
+            test::run(&proxy, arguments, |_| ()).map_err(|_| 29)?;
+        }
+    }
+    driver.stop().map_err(|_| 30)
 }
 
 /// The same for an SMMUv3 with substreams.

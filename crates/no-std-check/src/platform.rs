@@ -81,6 +81,32 @@ impl Mmio for Window {
     }
 }
 
+/// Registers of an AXI DMA that is reset at once, and otherwise does nothing.
+pub struct Resetting(Window);
+
+impl Resetting {
+    /// `bytes` of registers, all 0.
+    pub fn new(bytes: usize) -> Self {
+        Self(Window::new(bytes))
+    }
+}
+
+impl Mmio for Resetting {
+    fn read32(&self, offset: usize) -> u32 {
+        self.0.read32(offset)
+    }
+    fn write32(&self, offset: usize, value: u32) {
+        // DMACR.Reset.
+        self.0.write32(offset, if matches!(offset, 0 | 0x30) { value & !4 } else { value });
+    }
+    fn read64(&self, offset: usize) -> u64 {
+        self.0.read64(offset)
+    }
+    fn write64(&self, offset: usize, value: u64) {
+        self.0.write64(offset, value);
+    }
+}
+
 /// Registers of an SMMUv3 that does everything at once: it acknowledges what is written and consumes every command.
 pub struct Acknowledging(Window);
 

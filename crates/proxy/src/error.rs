@@ -1,5 +1,6 @@
 //! What keeps a proxy from being set up, or a transfer from being started.
 
+use alloc::boxed::Box;
 use alloc::string::String;
 
 use portcullis_drivers::dmaengine::{ChannelError, RequestError};
@@ -16,7 +17,7 @@ pub enum ProxyError {
         /// `dma_proxy_tx` or the like.
         name: String,
         /// Why.
-        error: RequestError,
+        error: Box<RequestError>,
     },
     /// `dma-names` lacks one.
     #[error("dma-names has no {name}")]

@@ -38,7 +38,7 @@ impl Dma<'_> {
     /// Requests the channel for a client.
     pub(crate) fn request(&self, registry: &Registry, client: &str) -> Result<ChannelHandle, ProxyError> {
         let request = ChannelRequest::Cell { provider: self.provider, cell: self.cell };
-        let refused = |error| ProxyError::Request { name: self.name.to_string(), error };
+        let refused = |error| ProxyError::Request { name: self.name.to_string(), error: Box::new(error) };
         registry.request(request, client).map_err(refused)
     }
 }
@@ -178,6 +178,10 @@ impl<M: DmaMemory + Clone> Port<M> {
         Ok(Flight { cookie, signal })
     }
 
+    /// True if nothing more will happen to a transfer.
+    pub fn is_over(&self, flight: &Flight) -> bool {
+        self.channel.status(flight.cookie).is_over()
+    }
     /// Waits for a transfer. Time first, then the engine's word, as the original does it. Gives what to log, too.
     pub fn finish(&self, flight: &Flight, clock: &impl Clock) -> (ProxyStatus, Option<String>) {
         let Flight { cookie, signal } = flight;

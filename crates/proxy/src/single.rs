@@ -170,6 +170,11 @@ impl<M: DmaMemory + Clone, C: Clock> Proxy<M, C> {
         Ok(())
     }
 
+    /// True if [`finish`](Self::finish) would not wait.
+    pub fn is_done(&self, side: Side) -> bool {
+        let interface = self.interface(side);
+        interface.flight.lock().as_ref().is_none_or(|flight| interface.port.is_over(flight))
+    }
     /// Waits for what [`start`](Self::start) started, and gives its status; of what was not started, too.
     pub fn finish(&self, side: Side) -> ProxyStatus {
         let interface = self.interface(side);

@@ -1,12 +1,11 @@
 //! A pair of channels that are each other's loop, in memory of the tests, and the tests of the proxy on them.
 
-use alloc::boxed::Box;
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use alloc::vec;
 use alloc::vec::Vec;
 
-use portcullis_arch::{Iova, Pa};
+use portcullis_arch::Pa;
 use portcullis_drivers::dmaengine::{
     BusAccess, BusResponse, Callback, Caps, ChannelError, Completion, Cookie, Descriptor, Direction,
     DmaChannel, Notifier, Record, Registry, ResidueGranularity, Segment, State, Status, TransferError, Work,
@@ -412,16 +411,20 @@ fn two_threads_may_use_the_two_sides() {
         proxy.interface(side).set_length(4096);
     }
     proxy.interface(Side::Tx).fill(0, 4096, 7).unwrap();
-    let statuses = std::thread::scope(|scope| {
-        let sides = [Side::Tx, Side::Rx].map(|side| {
-            scope.spawn({
-                let proxy = &proxy;
-                move || proxy.transfer(side)
-            })
-        });
-        sides.map(|thread| thread.join().unwrap())
+    let both = |work: fn(&Proxy<_, _>, Side) -> ProxyStatus| {
+        std::thread::scope(|scope| {
+            let proxy = &proxy;
+            let sides = [Side::Tx, Side::Rx].map(|side| scope.spawn(move || work(proxy, side)));
+            sides.map(|thread| thread.join().unwrap())
+        })
+    };
+    let started = both(|proxy, side| {
+        proxy.start(side).unwrap();
+        proxy.interface(side).status()
     });
-    // The clock is simulated: one side may use up the other's time.
-    assert!(statuses.iter().all(|status| *status != ProxyStatus::Error), "{statuses:?}");
-    let _all_boxed: Box<dyn Send> = Box::new(Iova(0));
+    assert_eq!(started, [ProxyStatus::Busy; 2]);
+    assert_eq!(both(|proxy, side| proxy.finish(side)), [ProxyStatus::NoError; 2]);
+    let mut bytes = [0; 4096];
+    proxy.interface(Side::Rx).read(0, &mut bytes).unwrap();
+    assert_eq!(bytes, [7; 4096]);
 }

@@ -222,8 +222,8 @@ impl Assignment {
         self.state.lock().released
     }
 
-    /// Takes the group back, dead machine or not. In this order: the guest loses the registers; the devices are closed, that is
-    /// masked, stopped and cleared; the group is blocked and leaves the machine's memory; it goes back to the host.
+    /// Takes the group back, dead machine or not. In this order: the guest loses the registers and its say in the IOMMU; the
+    /// devices are closed, that is masked, stopped and cleared; the group is blocked and leaves the machine's memory; it goes back to the host.
     ///
     /// # Errors
     /// The first thing that went wrong; the rest has been done all the same. [`VfioError::Quarantined`]: the device did
@@ -242,14 +242,14 @@ impl Assignment {
             // The window is revoked below in any case.
             result = result.and(self.vm.withdraw(region.ipa).map_err(VfioError::from));
         }
+        if let Some(viommu) = &viommu {
+            viommu.close();
+        }
         for device in &self.devices {
             result = result.and(device.close());
         }
         for line in lines {
             self.vm.disconnect_line(line.line);
-        }
-        if let Some(viommu) = &viommu {
-            viommu.close();
         }
         let released = self.group.release();
         drop(viommu);

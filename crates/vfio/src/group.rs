@@ -44,7 +44,12 @@ impl GroupCore {
 
     fn failed(&self, error: ResetError, device: &PlatformDevice) -> VfioError {
         if self.registry.options(&device.name).reset_required {
-            self.registry.quarantine(self.id, &error, &self.blocking)
+            let refusal = self.registry.quarantine(self.id, &error, &self.blocking);
+            // Once more: a guest may have changed its table meanwhile. From now on it cannot.
+            match self.block() {
+                Ok(()) => refusal,
+                Err(error) => error,
+            }
         } else {
             error.into()
         }
@@ -102,6 +107,9 @@ impl Group {
         Ok(Arc::new(Self { core, members, state: Mutex::default() }))
     }
 
+    pub(crate) fn shared(&self) -> &Arc<GroupCore> {
+        &self.core
+    }
     /// Its number.
     pub fn id(&self) -> GroupId {
         self.core.id

@@ -43,6 +43,8 @@ mod registry;
 mod reset;
 #[cfg(test)]
 mod testing;
+#[cfg(test)]
+mod tests;
 mod viommu;
 mod vm;
 mod window;

@@ -119,7 +119,15 @@ impl Passthrough {
             ioas.map(Iova(range.ipa.get()), &range.backing, prot)?;
         }
         let space = Space { vm: vm.clone(), ioas: ioas.clone(), coherent: options.coherent, users: 1 };
-        self.state.lock().spaces.push(space);
+        let mut state = self.state.lock();
+        if state.spaces.iter().any(|space| same(&space.vm, vm)) {
+            drop(state);
+            // Another device of the machine was faster; this one is for nothing.
+            drop(space);
+            drop(ioas);
+            return self.space(vm, options);
+        }
+        state.spaces.push(space);
         Ok(ioas)
     }
 

@@ -165,7 +165,9 @@ pub fn smmu(
             (true, false) if access.offset == 0x48 => {
                 Some(u64::from(registers.get32(access.offset)) & !access.value)
             }
+            // CBn_TLBSTATUS and sTLBGSTATUS.
             (false, true) if page == 0x7f4 => Some(busy.load(Ordering::Relaxed).into()),
+            (false, false) if access.offset == 0x74 => Some(busy.load(Ordering::Relaxed).into()),
             _ => None,
         }
     }));

@@ -101,7 +101,7 @@ fn core_node(core: &PlacedCore<'_>, phandle: u32) -> Node {
 pub fn guest_tree(name: &str, memory: &[(u64, u64)], cores: &[PlacedCore<'_>]) -> Result<Tree, TreeError> {
     let memory_cells = memory.iter().flat_map(|(base, size)| range(*base, *size)).collect();
     let first = memory.first().map_or(0, |(base, _)| *base);
-    let mut root = Node::new("/")
+    let mut root = Node::new("")
         .with("model", strings(&[&format!("virtual machine {name}")]))
         .with("compatible", strings(&["portcullis,vm"]))
         .with("#address-cells", cells(&[2]))

@@ -255,9 +255,10 @@ impl<R: Mmio, M: DmaMemory, C: Clock> Core<R, M, C> {
             let status = ring.status(&self.memory, ring.slot(transaction.first, n));
             let failed = status.int_err() || status.slv_err() || status.dec_err();
             complete = status.complete() && !failed;
+            let told = u64::from(status.transferred().min(chunk.len));
             bytes += match direction {
                 Direction::MemToDev if complete => u64::from(chunk.len),
-                Direction::DevToMem if complete => u64::from(status.transferred().min(chunk.len)),
+                _ if complete || failed => told,
                 _ => 0,
             };
             if !complete {
@@ -492,10 +493,7 @@ impl<R: Mmio, M: DmaMemory, C: Clock> Core<R, M, C> {
     pub fn stopped(&self, channel: &mut Channel, direction: Direction) {
         self.write(direction, reg::DMASR, irq::ALL);
         self.set_control(direction, self.control(direction).with_cyclic(false));
-        match self.scatter_gather {
-            true => self.reap(channel, direction),
-            false => {}
-        }
+        self.reap(channel, direction);
         channel.on = false;
         self.end_all(channel, direction);
     }

@@ -470,6 +470,24 @@ fn map_writes_no_register_and_unmap_invalidates_the_page_and_syncs_once() {
 }
 
 #[test]
+fn a_lazy_unmap_leaves_pages_to_a_flush_of_everything_but_not_tables() {
+    let rig = rig();
+    let domain = rig.stage1();
+    domain.map(Iova(0x7000_0000), Pa(0x6000_0000), 0x4000, Prot::RW).unwrap();
+    domain.map(Iova(0x4000_0000), Pa(0x6020_1000), 0x20_0000, Prot::RW).unwrap();
+    rig.mmio.take_log();
+    assert_eq!(domain.unmap_lazy(Iova(0x7000_1000), 0x2000), Ok(0x2000));
+    assert_eq!(domain.iova_to_phys(Iova(0x7000_1000)), None);
+    assert!(rig.mmio.take_log().is_empty());
+    domain.invalidate_all().unwrap();
+    assert_eq!(rig.mmio.take_writes(), [(bank(0, 0x610), 0), (bank(0, 0x7f0), 0xffff_ffff)]);
+    let tables = domain.table_count();
+    assert_eq!(domain.unmap_lazy(Iova(0x4000_0000), 0x20_0000), Ok(0x20_0000));
+    assert_eq!(domain.table_count(), tables - 1);
+    assert_eq!(rig.mmio.take_writes(), [(bank(0, 0x610), 0), (bank(0, 0x7f0), 0xffff_ffff)]);
+}
+
+#[test]
 fn a_block_takes_one_invalidation_and_many_pages_take_one_by_asid() {
     let rig = rig();
     let domain = rig.stage1();

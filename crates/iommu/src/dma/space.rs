@@ -22,7 +22,8 @@ const LAZY_NS: u64 = 10_000_000;
 #[repr(align(128))]
 struct Apart<T>(T);
 
-/// The free addresses of a translating domain, and the invalidations owed to it (Linux `iommu_dma_cookie`).
+/// The free addresses of a translating domain, and the invalidations owed to it (Linux `iommu_dma_cookie`). One per
+/// domain: who maps in the domain without it has to keep to addresses that are reserved in it.
 pub struct DmaSpace {
     pub(super) domain: Arc<Domain>,
     pub(super) iovas: Arc<IovaDomain>,
@@ -30,6 +31,7 @@ pub struct DmaSpace {
     pub(super) first: Iova,
     pub(super) last: Iova,
     current_cpu: fn() -> usize,
+    cpus: usize,
     lazy: Apart<AtomicBool>,
     /// One per CPU; none if the space has always been strict.
     rings: Vec<Apart<Mutex<Ring>>>,
@@ -176,6 +178,7 @@ impl DmaSpace {
             first,
             last,
             current_cpu: config.current_cpu,
+            cpus,
             lazy: Apart(AtomicBool::new(lazy)),
             rings,
             flushes: Flushes::default(),
@@ -296,14 +299,16 @@ impl DmaSpace {
     }
 
     pub(super) fn cpu_part(&self) -> CpuPart<'_> {
-        CpuPart { space: self, cpu: (self.current_cpu)() % self.rings.len().max(1) }
+        CpuPart { space: self, cpu: (self.current_cpu)() % self.cpus }
     }
 
     /// Whole pages that hold `len` bytes from `address` on: offset in the first page, and their bytes.
     #[inline]
     pub(super) fn pages(&self, address: u64, len: u64) -> Option<(u64, u64)> {
-        let offset = address & (self.granule - 1);
-        Some((offset, offset.checked_add(len)?.checked_next_multiple_of(self.granule)?))
+        // A page is a power of two, which a division would not know.
+        let mask = self.granule - 1;
+        let offset = address & mask;
+        Some((offset, offset.checked_add(len)?.checked_add(mask)? & !mask))
     }
 }
 

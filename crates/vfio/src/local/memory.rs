@@ -4,7 +4,7 @@
 //! and every access is confined to the table: there is no address that a guest could say that leads out of its own blocks.
 
 use alloc::boxed::Box;
-use alloc::string::{String, ToString};
+use alloc::string::ToString;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt;
@@ -113,7 +113,6 @@ impl<M: DmaMemory> PinMemory for Pins<M> {
 
 struct Inner<M: DmaMemory> {
     backing: Arc<Backing<M>>,
-    vm: String,
     base: u64,
     bytes: u64,
     shift: u32,
@@ -188,7 +187,6 @@ impl<M: DmaMemory> GuestMemory<M> {
         Ok(Self {
             inner: Arc::new(Inner {
                 backing: Arc::new(backing),
-                vm: vm.to_string(),
                 base: base.get(),
                 bytes,
                 shift: block.trailing_zeros(),
@@ -372,11 +370,5 @@ impl<M: DmaMemory> DmaMemory for GuestMemory<M> {
     #[inline]
     fn wmb(&self) {
         self.inner.backing.host.wmb();
-    }
-}
-
-impl<M: DmaMemory> Drop for Inner<M> {
-    fn drop(&mut self) {
-        self.alive.store(false, Ordering::Release);
     }
 }

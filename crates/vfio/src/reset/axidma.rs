@@ -7,7 +7,7 @@
 use alloc::sync::Arc;
 
 use portcullis_arch::axidma::{Dmacr, Dmasr, MM2S, S2MM, irq, reg};
-use portcullis_hal::{Clock, Mmio, poll};
+use portcullis_hal::{Clock, poll};
 
 use super::{ResetDriver, ResetError, ResetFailure, read_all, registers, timed_out};
 use crate::PlatformDevice;
@@ -27,6 +27,9 @@ const SHOWN: [(&str, u32); 4] = [
 ];
 
 /// Reset driver for `xlnx,axi-dma-1.00.a`.
+///
+/// It reaches the core and nothing else: data in a FIFO between the two channels stays there unless the FIFO is on the core's
+/// reset. A board where it is not needs a driver of its own that empties it ([`ResetDrivers::with`](crate::ResetDrivers::with)).
 #[derive(Clone, Copy, Debug, Default)]
 pub struct AxiDmaReset;
 

@@ -7,7 +7,7 @@
 use alloc::sync::Arc;
 
 use portcullis_arch::zdma::{Ctrl0, Ctrl2, REGISTERS, Rights, State, interrupt, reg};
-use portcullis_hal::{Clock, Mmio, poll};
+use portcullis_hal::{Clock, poll};
 
 use super::{ResetDriver, ResetError, registers, timed_out};
 use crate::PlatformDevice;

@@ -7,10 +7,11 @@ use alloc::vec::Vec;
 use portcullis_arch::Iova;
 use portcullis_drivers::fault::{FaultHandler, FaultReport, FaultResponse};
 use portcullis_drivers::ops::{DomainKind, DomainSpec, TableRoot};
-use portcullis_iommu::{Domain, GroupId, InstanceId, IommuCore};
+use portcullis_iommu::Domain;
 use spin::Mutex;
 
 use super::{ViommuError, ViommuFault, ViommuHost, ViommuInfo, ViommuTable};
+use crate::group::GroupCore;
 use crate::{Group, Ioas, VfioError, Vm};
 
 /// The only endpoint.
@@ -76,9 +77,7 @@ enum Now {
 
 /// The virtual IOMMU of a group in a machine.
 pub(crate) struct HostViommu {
-    core: IommuCore,
-    group: GroupId,
-    instance: InstanceId,
+    group: Arc<GroupCore>,
     parent: Arc<Domain>,
     info: ViommuInfo,
     faults: Arc<Faults>,
@@ -123,9 +122,7 @@ impl HostViommu {
             line: Some(line),
         };
         Ok(Arc::new(Self {
-            core: core.clone(),
-            group: group.id(),
-            instance,
+            group: group.shared().clone(),
             parent,
             info,
             faults,
@@ -152,7 +149,7 @@ impl HostViommu {
         if !info.supports(root.granule) {
             return Err(ViommuError::BadTable("tables of that granule cannot be walked"));
         }
-        let bits = 64u8.checked_sub(root.t0sz).unwrap_or(0);
+        let bits = 64u8.saturating_sub(root.t0sz);
         if !(25..=info.va_bits).contains(&bits) {
             return Err(ViommuError::BadTable("the table is for more or fewer address bits than there are"));
         }
@@ -202,7 +199,7 @@ impl ViommuHost for HostViommu {
                 None => Now::Bypass,
                 Some(spec) => {
                     let blocked = matches!(spec, DomainSpec::Blocked);
-                    let domain = self.core.alloc_domain(self.instance, spec);
+                    let domain = self.group.registry.core().alloc_domain(self.group.instance, spec);
                     let domain = domain.map_err(|_| ViommuError::Refused)?;
                     domain.set_fault_handler(Some(self.faults.clone()));
                     if blocked { Now::Blocked(domain) } else { Now::Table(domain) }
@@ -212,8 +209,15 @@ impl ViommuHost for HostViommu {
                 Now::Table(domain) | Now::Blocked(domain) => domain,
                 Now::Bypass | Now::Closed => &self.parent,
             };
-            self.core.attach_group(self.group, domain).map_err(|_| ViommuError::Refused)?;
-            core::mem::replace(&mut *now, next)
+            let attached = self.group.registry.core().attach_group(self.group.id, domain);
+            attached.map_err(|_| ViommuError::Refused)?;
+            let old = core::mem::replace(&mut *now, next);
+            // Looked at last: whoever quarantines the group marks it first and blocks it then.
+            if self.group.is_quarantined() {
+                self.group.block().map_err(|_| ViommuError::Refused)?;
+                return Err(ViommuError::Gone);
+            }
+            old
         };
         match &old {
             // The guest will free it.

@@ -38,7 +38,7 @@ impl ProxyHandle {
     fn buffer(&mut self, channel: &str) -> Result<Map> {
         match self.client.buffer(channel) {
             Some((iova, pa)) => {
-                Ok(map([("iova", (iova.get() as i64).into()), ("pa", (pa.get() as i64).into())]))
+                Ok(map([("iova", (iova.get() as i64).into()), ("pa", pa.map_or(Dynamic::UNIT, |pa| (pa.get() as i64).into()))]))
             }
             None => fail(format!("{} has no channel {channel:?}", self.client.name())),
         }

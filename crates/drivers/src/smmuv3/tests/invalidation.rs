@@ -27,6 +27,26 @@ fn a_page_is_one_command_and_a_sync() {
 }
 
 #[test]
+fn a_lazy_unmap_leaves_pages_to_a_flush_of_everything_but_not_tables() {
+    let rig = rig();
+    let domain = rig.stage1();
+    map(&domain, 0x7000_0000, 0x4000);
+    rig.hardware.take();
+    assert_eq!(domain.unmap_lazy(Iova(0x7000_0000), 0x2000), Ok(0x2000));
+    assert_eq!(domain.iova_to_phys(Iova(0x7000_0000)), None);
+    assert_eq!(rig.hardware.commands(), []);
+    domain.invalidate_all().unwrap();
+    assert_eq!(rig.hardware.commands().last(), Some(&SYNC));
+    map(&domain, 0x4000_0000, 0x20_0000 - 0x1000);
+    map(&domain, 0x401f_f000, 0x1000);
+    rig.hardware.take();
+    let outstanding = rig.memory.outstanding();
+    assert_eq!(domain.unmap_lazy(Iova(0x4000_0000), 0x20_0000), Ok(0x20_0000));
+    assert_eq!(rig.memory.outstanding(), outstanding - 1, "the table is freed");
+    assert_eq!(rig.hardware.commands().last(), Some(&SYNC), "so nothing may walk it any more");
+}
+
+#[test]
 fn a_table_is_forgotten_before_it_is_freed() {
     let rig = rig();
     let domain = rig.stage1();

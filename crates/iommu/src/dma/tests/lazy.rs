@@ -1,3 +1,5 @@
+extern crate std;
+
 use super::*;
 use crate::dma::retire::RING;
 
@@ -228,4 +230,42 @@ fn cpus_have_rings_of_their_own() {
     }
     assert_eq!(rig.flushes(), 0);
     assert_eq!(rig.space.statistics().waiting, 2 * RING);
+}
+
+/// Threads that map, let the device fill the TLB, unmap: whatever the TLB then says about an address that is handed out
+/// must be about the page it was handed out for.
+#[test]
+fn threads_never_meet_a_stale_translation() {
+    let rig = Rig::lazy();
+    let device = rig.device();
+    let buffers: Vec<Pa> = (0..4).map(|_| rig.buffer(16 * PAGE as usize)).collect();
+    let (rig, device) = (&rig, &device);
+    let check = |iova: Iova, pa: Pa| assert_eq!(rig.reach(iova, false), Some(pa), "stale at {iova}");
+    std::thread::scope(|scope| {
+        for (who, base) in buffers.iter().enumerate() {
+            scope.spawn(move || {
+                let mut local = rig.space.local();
+                for i in 0..3000 {
+                    let pa = base.wrapping_add(i % 16 * PAGE);
+                    if who % 2 == 0 {
+                        let iova = local.map_single(device, pa, PAGE, ToDevice, NONE).unwrap();
+                        check(iova, pa);
+                        local.unmap_single(device, iova, PAGE, ToDevice, NONE).unwrap();
+                    } else {
+                        let iova = device.map_single(pa, PAGE, ToDevice, NONE).unwrap();
+                        check(iova, pa);
+                        device.unmap_single(iova, PAGE, ToDevice, NONE).unwrap();
+                    }
+                }
+            });
+        }
+        scope.spawn(|| {
+            for now in 0..200 {
+                rig.space.tick(now * 4 * MS).unwrap();
+                std::thread::yield_now();
+            }
+        });
+    });
+    rig.space.flush().unwrap();
+    assert_eq!(rig.space.statistics().bad_frees, 0);
 }

@@ -7,19 +7,22 @@
 //! Memory is pinned before the first domain sees it and unpinned after every IOMMU has confirmed that no device reaches it.
 //! Where an IOMMU does not confirm, the memory stays pinned for good ([`IoasError::StillReachable`]).
 
-use alloc::collections::BTreeMap;
+mod error;
+mod state;
+
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt;
 
 use portcullis_arch::{Iova, Pa};
 use portcullis_drivers::ops::{DomainSpec, FaultModel, IommuError, Paging};
-use portcullis_iommu::{Domain, GroupId, InstanceId, IommuCore, Prot, ReservedKind, ReservedRegion, merge};
+use portcullis_iommu::{Domain, GroupId, InstanceId, IommuCore, Prot, ReservedRegion, merge};
 use spin::Mutex;
-use thiserror::Error;
 
-use crate::ranges::Counted;
-use crate::{HostRange, PinError, PinMemory};
+use crate::{HostRange, PinMemory};
+use state::{Slot, State, Table};
+
+pub use error::IoasError;
 
 /// Which stage of translation the areas are in.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -60,144 +63,6 @@ pub struct IoasOptions {
     pub limits: Limits,
 }
 
-/// A request that an address space did not fulfil. Unless the variant says otherwise, nothing has changed.
-#[derive(Clone, Debug, PartialEq, Eq, Error)]
-pub enum IoasError {
-    /// No bytes.
-    #[error("an area at {iova:#x} without bytes")]
-    Empty {
-        /// The address.
-        iova: Iova,
-    },
-    /// Not a multiple of the page size.
-    #[error("{value:#x} is not a multiple of the page size {page:#x}")]
-    Unaligned {
-        /// An address or a length.
-        value: u64,
-        /// The page size.
-        page: u64,
-    },
-    /// Past the end of 64 bits.
-    #[error("{iova:#x}+{len:#x} wraps around")]
-    Wraps {
-        /// The address.
-        iova: Iova,
-        /// Bytes.
-        len: u64,
-    },
-    /// First and last address are in the wrong order.
-    #[error("a range from {first:#x} to {last:#x}")]
-    Backwards {
-        /// First address.
-        first: Iova,
-        /// Last address.
-        last: Iova,
-    },
-    /// Outside of what the IOMMU translates.
-    #[error("{first:#x}..={last:#x} is outside of what the IOMMU translates ({start:#x}..={end:#x})")]
-    Aperture {
-        /// First address.
-        first: Iova,
-        /// Last address.
-        last: Iova,
-        /// First address that the IOMMU translates.
-        start: Iova,
-        /// Last such address.
-        end: Iova,
-    },
-    /// There is an area already (Linux: EEXIST).
-    #[error("{first:#x}..={last:#x} overlaps the area {there_first:#x}..={there_last:#x}")]
-    Exists {
-        /// First address.
-        first: Iova,
-        /// Last address.
-        last: Iova,
-        /// First address of the area.
-        there_first: Iova,
-        /// Last address of the area.
-        there_last: Iova,
-    },
-    /// A device of the address space has a use of its own for these addresses.
-    #[error("{first:#x}..={last:#x} overlaps the reserved region {start:#x}+{len:#x} ({kind:?})")]
-    Reserved {
-        /// First address.
-        first: Iova,
-        /// Last address.
-        last: Iova,
-        /// Start of the region.
-        start: Iova,
-        /// Its bytes.
-        len: u64,
-        /// Its kind.
-        kind: ReservedKind,
-    },
-    /// Nothing is there (Linux: ENOENT).
-    #[error("no area in {first:#x}..={last:#x}")]
-    NoArea {
-        /// First address.
-        first: Iova,
-        /// Last address.
-        last: Iova,
-    },
-    /// Areas are unmapped whole.
-    #[error(
-        "{first:#x}..={last:#x} cuts the area {there_first:#x}..={there_last:#x}, which can be unmapped as a whole only"
-    )]
-    Cut {
-        /// First address.
-        first: Iova,
-        /// Last address.
-        last: Iova,
-        /// First address of the area.
-        there_first: Iova,
-        /// Last address of the area.
-        there_last: Iova,
-    },
-    /// No room for an area.
-    #[error("no {len:#x} free addresses in a row")]
-    NoRoom {
-        /// Bytes asked for.
-        len: u64,
-    },
-    /// Too much memory.
-    #[error("{more:#x} bytes more would make {pinned:#x} pinned bytes too many: the limit is {limit:#x}")]
-    PinLimit {
-        /// Bytes pinned now.
-        pinned: u64,
-        /// Bytes to come.
-        more: u64,
-        /// The limit.
-        limit: u64,
-    },
-    /// Too many areas.
-    #[error("there are {limit} areas already, which is the limit")]
-    AreaLimit {
-        /// The limit.
-        limit: usize,
-    },
-    /// The owner of the memory refused.
-    #[error(transparent)]
-    Pin(#[from] PinError),
-    /// The IOMMU refused.
-    #[error(transparent)]
-    Iommu(#[from] IommuError),
-    /// The IOMMU core refused.
-    #[error(transparent)]
-    Core(#[from] portcullis_iommu::Error),
-    /// An IOMMU did not confirm an invalidation. The areas are gone, their memory stays pinned for good.
-    #[error("a device may still reach the memory, which stays pinned: {0}")]
-    StillReachable(IommuError),
-    /// A group comes or goes, or another call works on the same area.
-    #[error("the address space is being changed")]
-    Busy,
-    /// It was closed.
-    #[error("the address space is closed")]
-    Closed,
-    /// Groups are still in it.
-    #[error("{0} groups are still in the address space")]
-    InUse(usize),
-}
-
 /// What is mapped somewhere.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Area {
@@ -209,33 +74,6 @@ pub struct Area {
     pub prot: Prot,
     /// The memory, in order.
     pub memory: Vec<HostRange>,
-}
-
-struct Slot {
-    last: u64,
-    prot: Prot,
-    memory: Arc<[HostRange]>,
-    /// On its way in or out.
-    moving: bool,
-}
-
-struct Table {
-    instance: InstanceId,
-    domain: Arc<Domain>,
-}
-
-#[derive(Default)]
-struct State {
-    areas: BTreeMap<u64, Slot>,
-    pinned: Counted,
-    tables: Vec<Table>,
-    groups: Vec<(GroupId, InstanceId, Vec<ReservedRegion>)>,
-    /// Maps and unmaps under way.
-    working: usize,
-    attaching: bool,
-    closed: bool,
-    /// An IOMMU did not confirm: what is pinned stays so.
-    tainted: bool,
 }
 
 /// An I/O address space.
@@ -273,78 +111,6 @@ fn joined(memory: &[HostRange]) -> Vec<HostRange> {
         }
     }
     all
-}
-
-impl State {
-    fn ready(&self) -> Result<(), IoasError> {
-        match (self.closed, self.attaching) {
-            (true, _) => Err(IoasError::Closed),
-            (_, true) => Err(IoasError::Busy),
-            _ => Ok(()),
-        }
-    }
-
-    fn overlapping(&self, first: u64, last: u64) -> Option<(u64, u64)> {
-        let below = self.areas.range(..=last).next_back()?;
-        (below.1.last >= first).then_some((*below.0, below.1.last))
-    }
-
-    fn reserved(&self, first: u64, last: u64) -> Option<ReservedRegion> {
-        let regions = self.groups.iter().flat_map(|(_, _, regions)| regions);
-        regions.copied().find(|region| {
-            region.len > 0 && region.start.get() <= last && first <= region.end().saturating_sub(1)
-        })
-    }
-
-    fn domains(&self) -> Vec<Arc<Domain>> {
-        self.tables.iter().map(|table| table.domain.clone()).collect()
-    }
-
-    /// What all tables translate.
-    fn aperture(&self) -> (u64, u64) {
-        let ranges = self.tables.iter().filter_map(|table| table.domain.input_range());
-        ranges
-            .fold((0, u64::MAX), |(first, last), (start, end)| (first.max(start.get()), last.min(end.get())))
-    }
-
-    /// The page size that suits all tables; 4 KiB before there is one.
-    fn page(&self) -> u64 {
-        let smallest = |table: &Table| 1u64.checked_shl(table.domain.ops().page_sizes().trailing_zeros());
-        self.tables.iter().filter_map(smallest).max().unwrap_or(0x1000)
-    }
-
-    fn check(&self, first: u64, last: u64) -> Result<(), IoasError> {
-        let (start, end) = self.aperture();
-        let (first, last) = (Iova(first), Iova(last));
-        if first.get() < start || last.get() > end {
-            return Err(IoasError::Aperture { first, last, start: Iova(start), end: Iova(end) });
-        }
-        if let Some((there, its_last)) = self.overlapping(first.get(), last.get()) {
-            let (there_first, there_last) = (Iova(there), Iova(its_last));
-            return Err(IoasError::Exists { first, last, there_first, there_last });
-        }
-        match self.reserved(first.get(), last.get()) {
-            None => Ok(()),
-            Some(ReservedRegion { start, len, kind, .. }) => {
-                Err(IoasError::Reserved { first, last, start, len, kind })
-            }
-        }
-    }
-
-    /// A free stretch of `len` bytes, from `align` (never 0) up.
-    fn free(&self, len: u64, align: u64) -> Result<u64, IoasError> {
-        let no_room = IoasError::NoRoom { len };
-        let (start, end) = self.aperture();
-        let up = |at: u64| at.checked_next_multiple_of(align);
-        let mut at = up(start.max(1)).ok_or(no_room.clone())?;
-        loop {
-            let last = at.checked_add(len - 1).filter(|last| *last <= end).ok_or(no_room.clone())?;
-            let area = self.overlapping(at, last).map(|(_, last)| last);
-            let region = self.reserved(at, last).map(|region| region.end().saturating_sub(1));
-            let Some(behind) = area.max(region) else { return Ok(at) };
-            at = behind.checked_add(1).and_then(up).ok_or(no_room.clone())?;
-        }
-    }
 }
 
 impl Ioas {
