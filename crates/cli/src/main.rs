@@ -5,6 +5,7 @@
 
 mod bench;
 mod decode;
+mod dma_proxy;
 mod linux;
 mod output;
 mod scenario;
@@ -98,6 +99,9 @@ enum Command {
     Linux(linux::LinuxArguments),
     /// Serve a board to a QEMU that you start yourself, and print the arguments and device tree to start it with.
     Serve(linux::ServeArguments),
+    /// The test program of dma-proxy: sends so many transfers of so many bytes through an AXI DMA's loop and compares every byte;
+    /// on the host or in virtual machines.
+    DmaProxyTest(dma_proxy::ProxyTestArguments),
     /// Measure the performance goals.
     Bench {
         /// Only groups whose name contains this.
@@ -134,6 +138,7 @@ fn main() -> ExitCode {
         Command::Decode { file, json } => decode(file.as_deref(), json),
         Command::Linux(arguments) => linux::linux(&arguments),
         Command::Serve(arguments) => linux::serve(&arguments),
+        Command::DmaProxyTest(arguments) => dma_proxy::test(&arguments).map_err(BadInput),
         Command::Bench { filter, json } => bench(filter.as_deref().unwrap_or(""), json),
     };
     match result {

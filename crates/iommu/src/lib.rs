@@ -25,6 +25,7 @@ pub mod dma;
 mod domain;
 mod error;
 mod fwspec;
+pub mod heap;
 pub mod iova;
 mod manager;
 mod process;

@@ -10,7 +10,7 @@
 //! | a transfer | blocks ([`Proxy::transfer`]) | start, finish, or both |
 //! | test at load | 3 MiB | 1024 bytes |
 //!
-//! [`test`] is `dma-proxy-test`. Everything is generic over memory and clock, so it runs on a host and in a virtual machine
+//! [`mod@test`] is `dma-proxy-test`. Everything is generic over memory and clock, so it runs on a host and in a virtual machine
 //! alike. Buffers come from the DMA API of the **proxy's own** device, as in the original, so the engine reaches them only
 //! if the proxy shares its domain: with neither an IOMMU in front of the engine, or with the engine's streams in
 //! the proxy's `iommus` too.

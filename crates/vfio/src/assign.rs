@@ -217,6 +217,10 @@ impl Assignment {
         let viommu = self.state.lock().viommu.clone()?;
         Some(viommu)
     }
+    /// For the host's interrupt handler: the line is high, or had an edge. Gives how many devices of the group were told.
+    pub fn interrupt(&self, line: u32) -> usize {
+        self.devices.iter().map(|device| device.host_line(line)).sum()
+    }
     /// True after [`release`](Self::release).
     pub fn is_released(&self) -> bool {
         self.state.lock().released

@@ -150,6 +150,19 @@ impl VfioDevice {
         Ok(sink.is_some())
     }
 
+    /// The same by the host's number; gives how many interrupts of the device were told.
+    pub(crate) fn host_line(&self, line: u32) -> usize {
+        let mut told = 0;
+        for index in 0..self.device.interrupts.len() {
+            let mine = |own: &mut Line| if own.interrupt.line == line { own.fire() } else { None };
+            if let Ok(Some(sink)) = self.with_line(index, mine) {
+                sink.signal();
+                told += 1;
+            }
+        }
+        told
+    }
+
     /// True if it is masked, by itself or by its owner.
     pub fn is_masked(&self, index: usize) -> Result<bool, VfioError> {
         self.with_line(index, |line| line.is_masked())

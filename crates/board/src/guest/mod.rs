@@ -11,9 +11,11 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use portcullis_arch::Ipa;
 use portcullis_hal::Clock;
-use portcullis_iommu::dma::{DeviceConfig, DmaDevice, DmaError};
+use portcullis_iommu::dma::{DeviceConfig, DmaDevice, DmaError, DmaSpace, SpaceConfig};
+use portcullis_iommu::{DefaultDomain, DeviceId, FwSpec, IommuCore, StreamMatch};
 use portcullis_vfio::{
-    Assignment, GuestLines, GuestMemory, GuestMemoryConfig, LocalVm, LocalVmConfig, VmError,
+    Assignment, GuestIommu, GuestLines, GuestMemory, GuestMemoryConfig, LocalVm, LocalVmConfig, ViommuError, ViommuHost,
+    VmError,
 };
 use thiserror::Error;
 
@@ -57,6 +59,17 @@ pub enum GuestError {
         device: String,
         /// Why.
         error: ProxyError,
+    },
+    /// Its virtual IOMMU.
+    #[error("virtual IOMMU: {0}")]
+    Viommu(#[from] ViommuError),
+    /// Its own IOMMU core.
+    #[error("{device}: {error}")]
+    Core {
+        /// The device.
+        device: String,
+        /// Why.
+        error: portcullis_iommu::Error,
     },
     /// The DMA API.
     #[error("{device}: {error}")]
@@ -124,6 +137,46 @@ pub struct GuestCore {
     pub stack: AxiStack<BoardGuestMemory>,
     /// Its client.
     pub proxy: AnyProxy<BoardGuestMemory>,
+    /// The guest's own IOMMU, if it has one.
+    pub iommu: Option<GuestSide>,
+}
+
+/// A guest's own IOMMU core over the virtual IOMMU of a core's group.
+#[derive(Clone)]
+pub struct GuestSide {
+    /// The guest's IOMMU core.
+    pub core: IommuCore,
+    /// The core's device there.
+    pub device: DeviceId,
+    /// The addresses that the guest gives to it.
+    pub space: Arc<DmaSpace>,
+}
+
+impl GuestSide {
+    fn new(
+        name: &str,
+        host: Arc<dyn ViommuHost>,
+        memory: &BoardGuestMemory,
+        clock: &Weak<GuestSleep>,
+    ) -> Result<Self, GuestError> {
+        let core = IommuCore::new(DefaultDomain::Translated);
+        let (endpoints, line) = (host.endpoints(), host.info().line);
+        let instance = core.register("viommu", GuestIommu::new(host, memory.clone())?);
+        let spec = FwSpec { streams: endpoints.into_iter().map(StreamMatch::exact).collect() };
+        let error = |error| GuestError::Core { device: name.to_string(), error };
+        let device = core.add_device(name, instance, &spec, &[]).map_err(error)?;
+        let domain = core.device(device).map_err(error)?.domain;
+        let reserved = core.reserved_regions(device).map_err(error)?;
+        let config = SpaceConfig { reserved: &reserved, ..SpaceConfig::default() };
+        let space = DmaSpace::new(domain, config)
+            .map_err(|error| GuestError::Dma { device: name.to_string(), error })?;
+        if let Some(line) = line {
+            let faults = core.clone();
+            let handler = move || faults.handle_irq(instance).is_ok_and(|handled| handled > 0);
+            connect(clock, line, Arc::new(handler));
+        }
+        Ok(Self { core, device, space })
+    }
 }
 
 /// A guest's operating system.
@@ -175,13 +228,23 @@ impl Guest {
         for node in &description.axi_dmas {
             let name = node.node.name.clone();
             let registers = Arc::new(vm.bus().window(Ipa(node.region.base.get()), node.region.size)?);
+            let viommu = assignments.iter().find_map(|a| {
+                let here = a.regions().iter().any(|r| r.ipa.get() == node.region.base.get());
+                a.viommu().filter(|_| here)
+            });
+            let iommu = viommu.map(|host| GuestSide::new(&name, host, vm.guest_memory(), &weak));
+            let iommu = iommu.transpose()?;
             let device = |name: &str, coherent| {
                 let config = DeviceConfig {
                     max_segment: u64::MAX,
                     boundary_mask: u64::MAX,
                     ..DeviceConfig::default().mask(node.address_bits).coherent(coherent)
                 };
-                DmaDevice::direct(name, vm.guest_memory().clone(), config)
+                let memory = vm.guest_memory().clone();
+                match &iommu {
+                    Some(side) => DmaDevice::translated(name, side.space.clone(), memory, config),
+                    None => DmaDevice::direct(name, memory, config),
+                }
             };
             let error = |error| GuestError::Stack { device: name.clone(), error };
             let dma = device(&name, node.dma_coherent);
@@ -201,7 +264,7 @@ impl Guest {
             let coherent = client.is_some_and(|p| p.dma_coherent);
             let proxy = proxy_of(&proxy_name, &stack, device(&proxy_name, coherent), clock.clone());
             let proxy = proxy.map_err(|error| GuestError::Proxy { device: proxy_name.clone(), error })?;
-            cores.push(GuestCore { name, base: node.region.base.get(), lines, stack, proxy });
+            cores.push(GuestCore { name, base: node.region.base.get(), lines, stack, proxy, iommu });
         }
         Ok(Self { vm: vm.clone(), tree, clock, cores })
     }
@@ -212,7 +275,7 @@ impl Guest {
         assignments: &[Arc<Assignment>],
     ) -> Result<Tree, GuestError> {
         let mut placed = Vec::new();
-        for (number, assignment) in (0..).zip(assignments) {
+        for assignment in assignments {
             let lines = assignment.lines();
             for region in assignment.regions() {
                 let Some(host) = system.os().host().axi_node(&region.device) else { continue };
@@ -220,7 +283,7 @@ impl Guest {
                     let of = |l: &&portcullis_vfio::PlacedLine| l.device == region.device && l.interrupt == i;
                     lines.iter().find(of).map(|l| l.line)
                 };
-                let viommu = assignment.viommu().map(|_| number);
+                let viommu = assignment.viommu().and_then(|v| v.endpoints().first().copied());
                 placed.push(PlacedCore { host, ipa: region.ipa.get(), lines: [line(0), line(1)], viommu });
             }
         }

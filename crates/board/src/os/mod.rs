@@ -5,6 +5,7 @@
 //! [`HostDriver`](portcullis_vfio::HostDriver); [`stack`] is what host and guests have in common.
 
 pub mod clock;
+pub mod heaps;
 pub mod host;
 pub mod proxy;
 pub mod stack;
@@ -18,6 +19,7 @@ use crate::compatible::{AXI_DMA, DMA_PROXY};
 use crate::machine::DmaProxy;
 use crate::sim::{EngineSlot, Machine};
 use clock::Interrupts;
+use heaps::BoardHeap;
 use host::{AXI_DRIVER, AxiHost, DmaOptions, Host};
 use proxy::{PROXY_DRIVER, ProxyHost};
 
@@ -28,6 +30,7 @@ pub struct Os {
     passthrough: Passthrough,
     axi: Arc<AxiHost>,
     proxies: Arc<ProxyHost>,
+    heaps: Vec<BoardHeap>,
 }
 
 impl Os {
@@ -50,7 +53,8 @@ impl Os {
         let (axi, proxies) = (AxiHost::new(host.clone()), ProxyHost::new(host.clone()));
         registry.add_driver(axi.clone())?;
         registry.add_driver(proxies.clone())?;
-        Ok(Self { host, registry, passthrough, axi, proxies })
+        let heaps = heaps::heaps(machine);
+        Ok(Self { host, registry, passthrough, axi, proxies, heaps })
     }
 
     /// Enters a core and binds its driver.
@@ -105,6 +109,10 @@ impl Os {
     /// The host's driver of AXI DMA cores.
     pub fn axi(&self) -> &Arc<AxiHost> {
         &self.axi
+    }
+    /// The dma-buf heaps.
+    pub fn heaps(&self) -> &[BoardHeap] {
+        &self.heaps
     }
     /// The host's driver of dma-proxies.
     pub fn proxies(&self) -> &Arc<ProxyHost> {

@@ -13,7 +13,7 @@ use portcullis_board::sim::{EventKind, Machine, Memory, Options};
 use portcullis_board::system::{BootOptions, System};
 use portcullis_board::{MachineDescription, Tree};
 use portcullis_bus::StaleRead;
-use portcullis_drivers::dmaengine::{Direction, DmaChannel as _, Segment, State, Status, WaitError};
+use portcullis_drivers::dmaengine::{Direction, Segment, State, Status, WaitError};
 use portcullis_hal::{Block, DmaMemory as _};
 use portcullis_iommu::dma::{Direction as Way, DmaAttrs, DmaDevice};
 use portcullis_iommu::{DefaultDomain, RoutedFault};

@@ -368,6 +368,14 @@ impl<R: Mmio, M: DmaMemory, C: Clock> Core<R, M, C> {
         }
         if pending & irq::ERROR != 0 || status & error::ALL != 0 {
             self.fail(channel, direction, status);
+            // The reset forgets what the other channel met: an SMMU may refuse everything until it has been seen to.
+            let other = other(direction);
+            if self.config.channel(other).is_some() {
+                let status = self.read(other, reg::DMASR);
+                if status & error::ALL != 0 {
+                    self.fail(state.channel(other), other, status);
+                }
+            }
             state.mastery = Mastery::Resetting;
             return (true, true);
         }

@@ -82,17 +82,18 @@ impl HardwareError {
     }
 }
 
-/// DMASR's error bits as an error, the most telling first: in direct mode a bus error sets DMAIntErr too.
+/// DMASR's error bits as an error, the most telling first: in direct mode a bus error sets DMAIntErr too, and where data was
+/// refused, the write of the descriptor's status may have been refused as well. After an error of a descriptor no data moves.
 pub(super) fn diagnose(status: u32, channel: Direction, descriptor: Iova, buffer: Iova) -> TransferError {
     let data = match channel {
         Direction::MemToDev => BusAccess::Read,
         Direction::DevToMem => BusAccess::Write,
     };
     let buses = [
-        (error::SG_SLAVE, BusAccess::Descriptor, BusResponse::Slave, descriptor),
-        (error::SG_DECODE, BusAccess::Descriptor, BusResponse::Decode, descriptor),
         (error::DMA_SLAVE, data, BusResponse::Slave, buffer),
         (error::DMA_DECODE, data, BusResponse::Decode, buffer),
+        (error::SG_SLAVE, BusAccess::Descriptor, BusResponse::Slave, descriptor),
+        (error::SG_DECODE, BusAccess::Descriptor, BusResponse::Decode, descriptor),
     ];
     if let Some(&(_, access, response, at)) = buses.iter().find(|(bit, ..)| status & bit != 0) {
         return TransferError::Bus { access, response, at };

@@ -1,7 +1,7 @@
 //! Driver for the AXI DMA of programmable logic (PG021): memory to stream (MM2S), stream to memory (S2MM).
 //!
 //! [`AxiDma::new`] resets the core and finds out whether it was built with a scatter-gather engine; each channel is then
-//! an [`AxiDmaChannel`], used through [`DmaChannel`](crate::dmaengine::DmaChannel). `ring` holds the descriptors in memory,
+//! an [`AxiDmaChannel`], used through [`DmaChannel`]. `ring` holds the descriptors in memory,
 //! `core` the register sequences, `transaction` what is under way.
 //!
 //! The register sequences are those of Linux's `xilinx_dma` where the hardware asks for them. The differences:

@@ -141,7 +141,7 @@ impl<M: DmaMemory + Clone> Inner<M> {
             self.copy(pa, slot.copy, len);
         }
         self.clean(block.pa, size);
-        match self.place(part, slot.copy, len, self.prot(direction, attrs), self.mask_bits()) {
+        match self.place(part, slot.copy, len, self.prot(direction, attrs)) {
             Ok(iova) => {
                 self.bounce.insert(iova, slot);
                 Ok(iova)

@@ -75,14 +75,14 @@ impl<M: DmaMemory + Clone> Coherent<M> {
     /// Makes the memory reachable.
     fn expose(&mut self, size: u64) -> Result<(), DmaError> {
         let device = self.device.clone();
-        let bits = device.coherent_mask_bits();
         let Some(mut part) = device.part() else {
             for block in &self.blocks {
+                let bits = device.coherent_mask_bits();
                 self.iova = device.direct_address(block.pa, block.len as u64, bits)?;
             }
             return Ok(());
         };
-        let base = device.addresses(&mut part, size, bits)?;
+        let base = device.addresses(&mut part, size, device.coherent_limit())?;
         let prot = device.prot(Direction::Bidirectional, DmaAttrs::NONE);
         let mut done = 0;
         let failure = self.blocks.iter().find_map(|block| {

@@ -45,7 +45,11 @@ pub(super) struct Inner<M: DmaMemory + Clone> {
     pub memory: M,
     pub config: DeviceConfig,
     pub space: Option<Arc<DmaSpace>>,
+    /// It snoops, is trusted, and is not watched: a mapping is nothing but an address.
+    pub plain: bool,
     mask_bits: AtomicU8,
+    /// The last address of streaming mappings: what `mask_bits` and the space say.
+    limit: AtomicU64,
     coherent_mask_bits: AtomicU8,
     preference: Preference,
     pub bounce: BouncePool,
@@ -74,6 +78,8 @@ impl<M: DmaMemory + Clone> DmaDevice<M> {
     fn build(name: &str, space: Option<Arc<DmaSpace>>, memory: M, config: DeviceConfig) -> Self {
         let name: Arc<str> = name.into();
         let inner = Inner {
+            plain: config.coherent && !config.untrusted && !config.debug,
+            limit: AtomicU64::new(limit_in(space.as_deref(), config.mask_bits)),
             ledger: config.debug.then(|| Ledger::new(name.clone())),
             name,
             memory,
@@ -113,7 +119,9 @@ impl<M: DmaMemory + Clone> DmaDevice<M> {
     /// `dma_set_mask_and_coherent`).
     pub fn set_mask(&self, bits: u8) -> Result<(), DmaError> {
         self.inner.check_mask(bits)?;
+        let limit = limit_in(self.inner.space.as_deref(), bits);
         self.inner.mask_bits.store(bits, Ordering::Relaxed);
+        self.inner.limit.store(limit, Ordering::Relaxed);
         self.inner.coherent_mask_bits.store(bits, Ordering::Relaxed);
         Ok(())
     }
@@ -314,10 +322,20 @@ impl<M: DmaMemory + Clone> Inner<M> {
         }
     }
 
-    /// Free addresses that the device can drive.
+    /// The last address of coherent memory.
+    pub fn coherent_limit(&self) -> u64 {
+        limit_in(self.space.as_deref(), self.coherent_mask_bits())
+    }
+
+    /// The last address of streaming mappings.
     #[inline]
-    pub fn addresses(&self, part: &mut impl Part, size: u64, bits: u8) -> Result<Iova, DmaError> {
-        let limit = last_of(bits).min(part.space().last.get());
+    pub fn limit(&self) -> u64 {
+        self.limit.load(Ordering::Relaxed)
+    }
+
+    /// Free addresses at or below a limit.
+    #[inline]
+    pub fn addresses(&self, part: &mut impl Part, size: u64, limit: u64) -> Result<Iova, DmaError> {
         let alloc = |limit, last_try| part.alloc(size, limit, last_try);
         self.preference.alloc(Iova(limit), alloc).map_err(|error| self.iova_error(error))
     }
@@ -370,6 +388,11 @@ impl<M: DmaMemory + Clone> fmt::Debug for DmaDevice<M> {
             .field("config", &self.inner.config)
             .finish_non_exhaustive()
     }
+}
+
+/// The last address that the device drives and the space has.
+fn limit_in(space: Option<&DmaSpace>, bits: u8) -> u64 {
+    last_of(bits).min(space.map_or(u64::MAX, |space| space.last.get()))
 }
 
 /// A length as the memory wants it. What is longer than the address space of the CPU is not memory.

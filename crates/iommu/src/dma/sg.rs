@@ -184,7 +184,7 @@ impl<M: DmaMemory + Clone> Inner<M> {
             placed.push(Placed { at: end, offset, size, entry: *entry });
             end = end.checked_add(size).ok_or_else(too_long)?;
         }
-        let base = self.addresses(part, end, self.mask_bits())?;
+        let base = self.addresses(part, end, self.limit())?;
         if let Err(error) = self.map_pieces(part, base, &placed, self.prot(direction, attrs)) {
             // What was mapped before the failure goes. Nothing of it is not an error.
             if let Err(ReleaseError::Nothing) = part.release(base, end, true) {

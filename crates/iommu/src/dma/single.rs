@@ -26,6 +26,9 @@ impl<M: DmaMemory + Clone> Inner<M> {
         attrs: DmaAttrs,
         at: Place,
     ) -> Result<Iova, DmaError> {
+        if self.plain && len != 0 && pa.checked_add(len).is_some() {
+            return self.place(part, pa, len, self.prot(direction, attrs));
+        }
         let iova = self.map_unnoted(part, pa, len, direction, attrs)?;
         if let Some(ledger) = &self.ledger {
             ledger.mapped(MappingKind::Single, iova, len, Some(direction), &[SgEntry { pa, len }], at);
@@ -52,7 +55,7 @@ impl<M: DmaMemory + Clone> Inner<M> {
         if !self.config.coherent && !attrs.skip_cpu_sync {
             self.clean(pa, len);
         }
-        self.place(part, pa, len, self.prot(direction, attrs), self.mask_bits())
+        self.place(part, pa, len, self.prot(direction, attrs))
     }
 
     /// Gives memory an address that the device can use.
@@ -63,16 +66,15 @@ impl<M: DmaMemory + Clone> Inner<M> {
         pa: Pa,
         len: u64,
         prot: Prot,
-        bits: u8,
     ) -> Result<Iova, DmaError> {
         let Some(part) = part else {
             self.memory.wmb();
-            return self.direct_address(pa, len, bits);
+            return self.direct_address(pa, len, self.mask_bits());
         };
         let (offset, size) = part.space().pages(pa.get(), len).ok_or_else(|| self.no_buffer(pa, len))?;
-        let base = self.addresses(part, size, bits)?;
+        let base = self.addresses(part, size, self.limit())?;
         let page = Pa(pa.get() - offset);
-        if let Err(error) = part.space().domain.map(base, page, size, prot) {
+        if let Err(error) = part.space().ops.map(base, page, size, prot) {
             // All or nothing: nobody has seen the address, and it is given back as it came.
             let _taken_back = part.free(base, size);
             return Err(DmaError::Map { device: self.name.clone(), iova: base, pa: page, len: size, error });
@@ -110,6 +112,9 @@ impl<M: DmaMemory + Clone> Inner<M> {
         attrs: DmaAttrs,
         at: Place,
     ) -> Result<(), DmaError> {
+        if self.plain {
+            return self.displace(part, iova, len, false);
+        }
         let len = match &self.ledger {
             Some(ledger) => ledger.unmapped(MappingKind::Single, iova, len, Some(direction), at)?,
             None => len,
@@ -155,7 +160,7 @@ impl<M: DmaMemory + Clone> Inner<M> {
             return Err(self.no_buffer(pa, len));
         }
         let prot = Prot::new(direction.device_reads(), direction.device_writes()).device();
-        let iova = self.place(self.part().as_mut(), pa, len, prot, self.mask_bits())?;
+        let iova = self.place(self.part().as_mut(), pa, len, prot)?;
         if let Some(ledger) = &self.ledger {
             ledger.mapped(MappingKind::Resource, iova, len, Some(direction), &[], at);
         }

@@ -6,7 +6,7 @@ use core::fmt;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use portcullis_arch::Iova;
-use portcullis_drivers::ops::IommuError;
+use portcullis_drivers::ops::{DomainOps, IommuError};
 use spin::Mutex;
 
 use super::local::{DmaLocal, LocalCell};
@@ -26,6 +26,8 @@ struct Apart<T>(T);
 /// domain: who maps in the domain without it has to keep to addresses that are reserved in it.
 pub struct DmaSpace {
     pub(super) domain: Arc<Domain>,
+    /// The same, one step nearer.
+    pub(super) ops: Arc<dyn DomainOps>,
     pub(super) iovas: Arc<IovaDomain>,
     pub(super) granule: u64,
     pub(super) first: Iova,
@@ -90,8 +92,7 @@ pub(super) trait Part {
     fn release(&mut self, base: Iova, size: u64, strict: bool) -> Result<(), ReleaseError> {
         let space = self.space();
         let lazy = !strict && space.is_lazy();
-        let unmapped =
-            if lazy { space.domain.unmap_lazy(base, size) } else { space.domain.unmap(base, size) };
+        let unmapped = if lazy { space.ops.unmap_lazy(base, size) } else { space.ops.unmap(base, size) };
         match unmapped {
             Ok(0) => return Err(ReleaseError::Nothing),
             Ok(_) if lazy => {}
@@ -172,6 +173,7 @@ impl DmaSpace {
         // As Linux: without memory for the rings, strict.
         let lazy = rings.len() == cpus && config.mode == Mode::Lazy;
         Ok(Arc::new(Self {
+            ops: domain.ops().clone(),
             domain,
             iovas: Arc::new(iovas),
             granule,

@@ -329,3 +329,36 @@ fn a_guest_cannot_bring_a_quarantined_engine_back_to_memory() {
     assert_eq!(viommu.set_table(0, crate::ViommuTable::Bypass), Err(crate::ViommuError::Gone));
     assert!(host.is_blocked(0));
 }
+
+#[test]
+fn machines_on_two_threads_come_and_go_without_each_other() {
+    let host = host();
+    let cores = [host.vfio_dma("dma0", &[0xe80]), host.vfio_dma("dma1", &[0xe83])];
+    let before = host.memory.outstanding();
+    std::thread::scope(|scope| {
+        for (name, core) in ["dma0", "dma1"].into_iter().zip(&cores) {
+            let host = &host;
+            scope.spawn(move || {
+                for round in 0..30u64 {
+                    let vm = host.vm(name, MIB);
+                    let assignment = host.passthrough.assign(name, vm.clone(), options()).unwrap();
+                    let memory = vm.guest_memory();
+                    let at = memory.alloc(4096, 4096).unwrap().pa;
+                    assert_eq!(memory.load64(at), 0);
+                    memory.store64(at, round + 1);
+                    core.start();
+                    assignment.interrupt(assignment.devices()[0].device().interrupts[0].line);
+                    for line in vm.lines().take() {
+                        vm.lines().end(line);
+                    }
+                    assert_eq!(memory.load64(at), round + 1);
+                    vm.kill();
+                    host.passthrough.release(&assignment).unwrap();
+                    assert!(core.is_stopped());
+                }
+            });
+        }
+    });
+    assert!(host.passthrough.assignments().is_empty());
+    assert_eq!((host.memory.outstanding(), host.memory.bad_frees()), (before, 0));
+}

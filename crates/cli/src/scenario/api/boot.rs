@@ -99,6 +99,8 @@ impl BootRequest {
                 let sizes = sizes.filter(|v| v.iter().all(|n| *n <= 19)).ok_or(Some(WANT))?;
                 self.options.v3.queue_log2 = Some(sizes);
             }
+            "dma_debug" => self.options.dma.debug = boolean(value)?,
+            "dma_lazy" => self.options.dma.lazy = boolean(value)?,
             "unbound" => {
                 const WANT: &str = "a list of device names";
                 for name in value.try_cast::<Array>().ok_or(Some(WANT))? {

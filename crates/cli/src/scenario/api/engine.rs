@@ -4,6 +4,7 @@ use portcullis_arch::Iova;
 use portcullis_arch::plwriter::Response;
 use portcullis_board::sim::{EngineSlot, Registers};
 use portcullis_board::system::{Channel, Tester, Writer};
+use portcullis_drivers::dmaengine::Segment;
 use portcullis_drivers::testdev::{Pasid, TestDeviceError};
 use portcullis_drivers::zdma::{Cookie, Progress};
 use portcullis_hal::Mmio;
@@ -14,6 +15,9 @@ use super::{Result, address, fail, length, number, word};
 
 /// AxCACHE of normal non-cacheable memory.
 const NON_CACHEABLE: i64 = 2;
+
+/// How long a transfer through a loop may take, in microseconds of simulated time.
+const LOOP_TIMEOUT_US: u64 = 20_000;
 
 /// A DMA channel or PL writer.
 #[derive(Clone)]
@@ -76,6 +80,19 @@ impl EngineHandle {
             Some(slot) => Ok(slot),
             None => fail(format!("there is no engine {}", self.name)),
         }
+    }
+
+    /// A transfer through the loop of an AXI DMA core; `None` for other engines.
+    fn through_loop(&mut self, dst: i64, src: i64, len: i64) -> Result<Option<Map>> {
+        let os = self.board.world.system.os();
+        let Some(stack) = os.axi().get(&self.name) else { return Ok(None) };
+        let len = length(len)? as u64;
+        let segment = |at: i64| Segment { address: Iova(address(at)), len };
+        let looped = stack.begin(&[segment(dst)], &[segment(src)]).or_else(fail)?;
+        let ended = looped.wait(&os.host().clock(), LOOP_TIMEOUT_US);
+        self.board.drain();
+        let error = ended.as_ref().err().map(ToString::to_string).unwrap_or_default();
+        Ok(Some(result(ended.is_ok(), false, error, ended.unwrap_or(0))))
     }
 
     /// A transfer by the channel's registers, without letting it run.
@@ -248,6 +265,9 @@ pub fn register(engine: &mut Engine) {
     engine.register_fn("start", EngineHandle::start);
     engine.register_fn("start_list", EngineHandle::start_list);
     engine.register_fn("copy", |e: &mut EngineHandle, dst: i64, src: i64, len: i64| {
+        if let Some(looped) = e.through_loop(dst, src, len)? {
+            return Ok(looped);
+        }
         e.start(dst, src, len)?.result()
     });
     engine.register_fn("memcpy", |e: &mut EngineHandle, dst: i64, src: i64, len: i64| {

@@ -8,6 +8,7 @@
 //! | [`engine`] | DMA channels, PL writers, transfers |
 //! | [`space`] | domains and processes |
 //! | [`dma`] | the DMA API, network devices |
+//! | [`heap`] | dma-buf heaps, and programs that share buffers |
 //! | [`proxy`] | dma-proxies and their loop test |
 //! | [`vm`] | virtual machines and what they are given |
 
@@ -15,6 +16,7 @@ mod board;
 mod boot;
 mod dma;
 mod engine;
+mod heap;
 mod proxy;
 mod space;
 mod vm;
@@ -68,6 +70,7 @@ pub fn register(engine: &mut Engine, context: &Rc<Context>) {
     engine::register(engine);
     space::register(engine);
     dma::register(engine);
+    heap::register(engine);
     proxy::register(engine);
     vm::register(engine);
 }

@@ -7,9 +7,11 @@ use std::sync::Arc;
 
 use portcullis_arch::{Access, Iova, Ipa, Pa};
 use portcullis_board::guest::aim::Aim;
-use portcullis_board::guest::{BoardVm, Guest, new_vm};
+use portcullis_board::guest::{BoardGuestMemory, BoardVm, Guest, new_vm};
 use portcullis_drivers::dmaengine::Segment;
 use portcullis_hal::DmaMemory as _;
+use portcullis_iommu::dma::{DmaAttrs, DmaDevice, SgEntry, SgMapping};
+use portcullis_iommu::{Process, ProcessConfig, Prot};
 use portcullis_vfio::{AssignOptions, Assignment, Owner, Vm as _};
 use rhai::{Array, Dynamic, Engine, Map};
 
@@ -29,7 +31,9 @@ const PIECE: usize = 64 << 10;
 #[derive(Clone)]
 pub struct VmHandle {
     board: Board,
-    pub vm: Arc<BoardVm>,
+    name: String,
+    /// Gone when it has died: its memory is free when nobody holds it any more.
+    vm: Rc<RefCell<Option<Arc<BoardVm>>>>,
     guest: Rc<RefCell<Option<Rc<Guest>>>>,
 }
 
@@ -40,7 +44,8 @@ impl Board {
 
     fn vm(&mut self, name: &str, bytes: i64, seed: i64) -> Result<VmHandle> {
         let vm = new_vm(&self.world.system, name, address(bytes), address(seed)).or_else(fail)?;
-        Ok(VmHandle { board: self.clone(), vm, guest: Rc::default() })
+        let vm = Rc::new(RefCell::new(Some(vm)));
+        Ok(VmHandle { board: self.clone(), name: name.to_string(), vm, guest: Rc::default() })
     }
 
     fn bind_driver(&mut self, device: &str, driver: &str) -> Result<()> {
@@ -84,10 +89,11 @@ impl Board {
         if os.registry().owner(engine).or_else(fail)? == Owner::None {
             os.registry().bind(engine, portcullis_vfio::VFIO_DRIVER).or_else(fail)?;
         }
-        let dynamic: Arc<dyn portcullis_vfio::Vm> = vm.vm.clone();
+        let machine = vm.vm()?;
+        let dynamic: Arc<dyn portcullis_vfio::Vm> = machine.clone();
         let assignment = os.passthrough().assign(engine, dynamic, assign);
         self.drain();
-        self.vms().add(&vm.vm, assignment.or_else(fail)?);
+        self.vms().add(&machine, assignment.or_else(fail)?);
         Ok(())
     }
 
@@ -156,12 +162,13 @@ impl Board {
     fn aim(&mut self, vm: VmHandle, pages: Array, others: Array, bytes: i64) -> Result<Map> {
         self.same(&vm.board)?;
         let pages = addresses(pages)?;
-        let own: BTreeSet<u64> = vm.pages();
+        let own: BTreeSet<u64> = vm.pages()?;
+        let machine = vm.vm()?;
         let guest = vm.guest()?;
         let system = &self.world.system;
         let Some(aim) = Aim::new(system, &guest, 0) else { return fail("the machine has no engine to aim") };
         let engine = system.os().passthrough().assignments().into_iter().find_map(|a| {
-            let here: Arc<dyn portcullis_vfio::Vm> = vm.vm.clone();
+            let here: Arc<dyn portcullis_vfio::Vm> = machine.clone();
             Arc::ptr_eq(a.vm(), &here).then(|| a.device().to_string())
         });
         let mut others: Vec<Looping> = others
@@ -217,8 +224,8 @@ fn addresses(pages: Array) -> Result<Vec<u64>> {
 
 impl VmHandle {
     fn boot(&mut self) -> Result<()> {
-        let assignments: Vec<Arc<Assignment>> = self.board.vms().of(&self.vm);
-        let guest = Guest::boot(&self.board.world.system, &self.vm, &assignments);
+        let assignments: Vec<Arc<Assignment>> = self.board.vms().of(&self.vm()?);
+        let guest = Guest::boot(&self.board.world.system, &self.vm()?, &assignments);
         self.board.drain();
         *self.guest.borrow_mut() = Some(Rc::new(guest.or_else(fail)?));
         Ok(())
@@ -226,14 +233,14 @@ impl VmHandle {
     pub fn guest(&self) -> Result<Rc<Guest>> {
         match &*self.guest.borrow() {
             Some(guest) => Ok(guest.clone()),
-            None => fail(format!("machine {} has not booted", self.vm.name())),
+            None => fail(format!("machine {} has not booted", self.name)),
         }
     }
     fn proxy(&mut self) -> Result<ProxyHandle> {
         let guest = self.guest()?;
         match guest.cores().first() {
             Some(core) => Ok(ProxyHandle { board: self.board.clone(), client: core.proxy.clone() }),
-            None => fail(format!("machine {} has no engine", self.vm.name())),
+            None => fail(format!("machine {} has no engine", self.name)),
         }
     }
     fn engines(&mut self) -> Result<Array> {
@@ -250,32 +257,33 @@ impl VmHandle {
         };
         Ok(guest.cores().iter().map(each).collect())
     }
-    fn base(&mut self) -> i64 {
-        self.vm.guest_memory().range().0.get() as i64
+    fn base(&mut self) -> Result<i64> {
+        Ok(self.vm()?.guest_memory().range().0.get() as i64)
     }
     /// The pages of the board that are its memory.
-    fn pages(&self) -> BTreeSet<u64> {
-        let ranges = self.vm.memory().into_iter().flat_map(|r| r.backing);
+    fn pages(&self) -> Result<BTreeSet<u64>> {
+        let ranges = self.vm()?.memory().into_iter().flat_map(|r| r.backing);
         let pages = |r: portcullis_vfio::HostRange| (r.pa.get()..r.pa.get() + r.len).step_by(PAGE as usize);
-        ranges.flat_map(pages).collect()
+        Ok(ranges.flat_map(pages).collect())
     }
-    fn host_pages(&mut self) -> Array {
-        self.pages().into_iter().map(|page| Dynamic::from(page as i64)).collect()
+    fn host_pages(&mut self) -> Result<Array> {
+        Ok(self.pages()?.into_iter().map(|page| Dynamic::from(page as i64)).collect())
     }
     fn host_address(&mut self, ipa: i64) -> Result<i64> {
-        match self.vm.guest_memory().host_address(Ipa(address(ipa))) {
+        match self.vm()?.guest_memory().host_address(Ipa(address(ipa))) {
             Some(pa) => Ok(pa.get() as i64),
-            None => fail(format!("machine {} has no memory at {ipa:#x}", self.vm.name())),
+            None => fail(format!("machine {} has no memory at {ipa:#x}", self.name)),
         }
     }
     fn alloc(&mut self, bytes: i64) -> Result<i64> {
-        match self.vm.guest_memory().alloc(length(bytes)?, PAGE as usize) {
+        match self.vm()?.guest_memory().alloc(length(bytes)?, PAGE as usize) {
             Some(block) => Ok(block.pa.get() as i64),
-            None => fail(format!("machine {} has no {bytes} bytes left", self.vm.name())),
+            None => fail(format!("machine {} has no {bytes} bytes left", self.name)),
         }
     }
     fn fill32(&mut self, ipa: i64, value: i64, bytes: i64) -> Result<()> {
-        let (memory, word) = (self.vm.guest_memory(), word(value)?.to_le_bytes().repeat(PIECE / 4));
+        let (vm, word) = (self.vm()?, word(value)?.to_le_bytes().repeat(PIECE / 4));
+        let memory = vm.guest_memory();
         let (start, bytes) = (address(ipa), length(bytes)?);
         for at in (0..bytes).step_by(PIECE) {
             let n = PIECE.min(bytes - at);
@@ -285,7 +293,8 @@ impl VmHandle {
         Ok(())
     }
     fn count32(&mut self, ipa: i64, value: i64, bytes: i64) -> Result<i64> {
-        let (value, memory) = (word(value)?.to_le_bytes(), self.vm.guest_memory());
+        let (value, vm) = (word(value)?.to_le_bytes(), self.vm()?);
+        let memory = vm.guest_memory();
         let (start, bytes, mut found) = (address(ipa), length(bytes)?, 0);
         let mut piece = vec![0; PIECE];
         for at in (0..bytes).step_by(PIECE) {
@@ -334,14 +343,136 @@ impl VmHandle {
             ended.unwrap_or(0),
         ))
     }
-    fn kill(&mut self) {
-        self.vm.kill();
+    /// It dies, and nobody here holds it any more.
+    fn kill(&mut self) -> Result<()> {
+        self.vm()?.kill();
         *self.guest.borrow_mut() = None;
+        *self.vm.borrow_mut() = None;
         self.board.drain();
+        Ok(())
+    }
+    fn vm(&self) -> Result<Arc<BoardVm>> {
+        match &*self.vm.borrow() {
+            Some(vm) => Ok(vm.clone()),
+            None => fail(format!("machine {} is dead", self.name)),
+        }
+    }
+}
+
+/// A process of a guest.
+#[derive(Clone)]
+struct GuestProcess {
+    vm: VmHandle,
+    process: Arc<Process<BoardGuestMemory>>,
+}
+
+/// A buffer of a process that the guest's engine may use.
+#[derive(Clone)]
+struct Given {
+    device: DmaDevice<BoardGuestMemory>,
+    list: Rc<RefCell<Option<SgMapping>>>,
+    pieces: i64,
+}
+
+impl VmHandle {
+    /// A user process in the guest, with page tables in the guest's memory.
+    fn process(&mut self) -> Result<GuestProcess> {
+        let memory = self.vm()?.guest_memory().clone();
+        let process = Process::new(memory, ProcessConfig::default()).or_else(fail)?;
+        Ok(GuestProcess { vm: self.clone(), process })
+    }
+    fn dma(&self) -> Result<DmaDevice<BoardGuestMemory>> {
+        let guest = self.guest()?;
+        match guest.cores().first() {
+            Some(core) => Ok(core.stack.dma().clone()),
+            None => fail(format!("machine {} has no engine", self.name)),
+        }
+    }
+    /// The guest's kernel maps something for its engine, whatever it may be.
+    fn map_raw(&mut self, iova: i64, ipa: i64, len: i64) -> Result<()> {
+        let guest = self.guest()?;
+        let Some(side) = guest.cores().first().and_then(|core| core.iommu.clone()) else {
+            return fail(format!("machine {} has no IOMMU of its own", self.name));
+        };
+        let (iova, ipa, len) = (Iova(address(iova)), Pa(address(ipa)), length(len)? as u64);
+        side.space.domain().map(iova, ipa, len, Prot::RW.noexec()).or_else(fail)
+    }
+    /// Faults that the guest's own IOMMU reported to it.
+    fn faults(&mut self) -> Result<Array> {
+        let guest = self.guest()?;
+        guest.clock().take_interrupts();
+        let Some(side) = guest.cores().first().and_then(|core| core.iommu.clone()) else {
+            return Ok(Array::new());
+        };
+        let faults = side.core.take_faults().faults;
+        Ok(faults.iter().map(|f| Dynamic::from(crate::scenario::reports::fault_map(f, None, 1))).collect())
+    }
+}
+
+impl GuestProcess {
+    fn mmap(&mut self, len: i64) -> Result<i64> {
+        let prot = Prot::RW.noexec().cached();
+        self.process.mmap(length(len)? as u64, prot).map(|va| va.get() as i64).or_else(fail)
+    }
+    fn fill32(&mut self, va: i64, value: i64, len: i64) -> Result<()> {
+        let bytes = word(value)?.to_le_bytes().repeat(length(len)? / 4);
+        self.process.write(Iova(address(va)), &bytes).or_else(fail)
+    }
+    fn count32(&mut self, va: i64, value: i64, len: i64) -> Result<i64> {
+        let mut bytes = vec![0; length(len)?];
+        self.process.read(Iova(address(va)), &mut bytes).or_else(fail)?;
+        let value = word(value)?.to_le_bytes();
+        Ok(bytes.chunks_exact(4).filter(|w| **w == value).count() as i64)
+    }
+    /// The guest's kernel makes a buffer of the process reachable for its engine.
+    fn give(&mut self, va: i64, len: i64, way: &str) -> Result<Given> {
+        let (start, len, direction) = (address(va), length(len)? as u64, super::dma::direction(way)?);
+        let mut entries = Vec::new();
+        for at in (0..len).step_by(PAGE as usize) {
+            let va = Iova(start.wrapping_add(at));
+            let Some(pa) = self.process.lookup(va) else { return fail(format!("nothing at {va:#x}")) };
+            entries.push(SgEntry { pa, len: PAGE.min(len - at) });
+        }
+        let device = self.vm.dma()?;
+        let list = device.map_sg(&entries, direction, DmaAttrs::NONE).or_else(fail)?;
+        let pieces = entries.windows(2).filter(|w| w[0].pa.get() + w[0].len != w[1].pa.get()).count();
+        Ok(Given { device, list: Rc::new(RefCell::new(Some(list))), pieces: pieces as i64 + 1 })
+    }
+}
+
+impl Given {
+    fn iova(&mut self) -> Result<i64> {
+        match self.list.borrow().as_ref().and_then(SgMapping::start) {
+            Some(iova) => Ok(iova.get() as i64),
+            None => fail("it was taken back"),
+        }
+    }
+    fn segments(&mut self) -> i64 {
+        self.list.borrow().as_ref().map_or(0, |list| list.segments().len() as i64)
+    }
+    fn take_back(&mut self, way: &str) -> Result<()> {
+        let Some(list) = self.list.borrow_mut().take() else { return fail("it was taken back") };
+        self.device.unmap_sg(list, super::dma::direction(way)?, DmaAttrs::NONE).or_else(fail)
     }
 }
 
 pub fn register(engine: &mut Engine) {
+    engine
+        .register_type_with_name::<GuestProcess>("GuestProcess")
+        .register_fn("mmap", GuestProcess::mmap)
+        .register_fn("fill32", GuestProcess::fill32)
+        .register_fn("count32", GuestProcess::count32)
+        .register_fn("give", GuestProcess::give);
+    engine
+        .register_type_with_name::<Given>("Given")
+        .register_get("iova", Given::iova)
+        .register_get("pieces", |g: &mut Given| g.pieces)
+        .register_get("segments", Given::segments)
+        .register_fn("take_back", Given::take_back);
+    engine
+        .register_fn("process", VmHandle::process)
+        .register_fn("map_raw", VmHandle::map_raw)
+        .register_fn("faults", VmHandle::faults);
     engine
         .register_fn("vm", Board::vm)
         .register_fn("vm", |b: &mut Board, name: &str, bytes: i64| b.vm(name, bytes, 1))
@@ -359,7 +490,7 @@ pub fn register(engine: &mut Engine) {
         .register_fn("aim", Board::aim);
     engine
         .register_type_with_name::<VmHandle>("Vm")
-        .register_get("name", |vm: &mut VmHandle| vm.vm.name())
+        .register_get("name", |vm: &mut VmHandle| vm.name.clone())
         .register_get("base", VmHandle::base)
         .register_fn("boot", VmHandle::boot)
         .register_fn("proxy", VmHandle::proxy)

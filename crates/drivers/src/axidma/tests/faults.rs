@@ -60,6 +60,30 @@ fn std_string(error: &WaitError) -> alloc::string::String {
 }
 
 #[test]
+fn each_channel_is_told_its_own_error_if_both_failed() {
+    // As behind an SMMU that refuses everything of a device after a fault, status writes included.
+    let rig = rig();
+    let ((from, _), (to, _)) = (rig.buffer(64, 1), rig.buffer(64, 0));
+    let faults = [(rig.pool(TX), error::SG_SLAVE), (rig.pool(RX), error::DMA_SLAVE | error::SG_SLAVE)];
+    rig.core.inner.lock().faults.extend(faults);
+    let (received, sent) = (rig.submit(RX, &[to]), rig.submit(TX, &[from]));
+    rig.rx().issue_pending();
+    rig.tx().issue_pending();
+    rig.core.work();
+    assert!(rig.tx().handle_irq());
+    let mut ended = rig.ended();
+    ended.sort_by_key(|(direction, ..)| *direction);
+    let refused = |access, at| Err(bus(access, BusResponse::Slave, at));
+    let expected = [
+        (TX, sent, refused(BusAccess::Descriptor, Iova(rig.pool(TX)))),
+        (RX, received, refused(BusAccess::Write, to.address)),
+    ];
+    assert_eq!(ended, expected);
+    rig.core.inner.lock().faults.clear();
+    loops(&rig, 5);
+}
+
+#[test]
 fn the_other_channel_s_work_is_failed_or_restarted_but_not_lost() {
     let rig = rig();
     let [(a, _), (b, _), (c, _)] = [1, 2, 3].map(|fill| rig.buffer(64, fill));
