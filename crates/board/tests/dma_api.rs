@@ -13,7 +13,7 @@ use portcullis_drivers::dmaengine::{BusAccess, BusResponse, TransferError, WaitE
 use portcullis_drivers::fault::{FaultReason, FaultReport, FaultResponse};
 use portcullis_drivers::gem::GemError;
 use portcullis_hal::{DmaMemory as _, Mmio as _};
-use portcullis_iommu::dma::{DeviceConfig, Direction as Way, DmaDevice, FaultStory, Misuse, Mode};
+use portcullis_iommu::dma::{DeviceConfig, Direction as Way, DmaDevice, FaultStory, Misuse, Mode, SgEntry};
 
 fn with_dma(dma: DmaOptions) -> Rig {
     Rig::booted(description(), false, &BootOptions { dma, ..options() })
@@ -384,4 +384,35 @@ fn a_network_device_without_iommus_must_not_be_routed_through_the_smmu() {
         "{faults:?}"
     );
     assert!(!faults.is_empty() && faults[0].name.is_none());
+}
+
+#[test]
+fn a_scatter_list_is_lent_to_the_cpu_and_given_back() {
+    let rig = Rig::cached();
+    let dma = rig.core(0).dma().clone();
+    let pages = rig.memory().alloc(8 * PAGE as usize, PAGE as usize).unwrap();
+    // Every other page; the last one in part.
+    let entry =
+        |n: u64| SgEntry { pa: pages.pa.wrapping_add(2 * n * PAGE), len: if n < 3 { PAGE } else { 1024 } };
+    let entries: Vec<SgEntry> = (0..4).map(entry).collect();
+    let len = 3 * PAGE + 1024;
+    let target = dma.map_sg(&entries, Way::FromDevice, NONE).unwrap();
+    assert_eq!((target.len(), target.segments().len()), (len, 1));
+    let (from, source) = rig.map(&dma, len, Way::ToDevice);
+    for round in 0..3 {
+        dma.sync_single_for_cpu(source, len, Way::ToDevice).unwrap();
+        let data = pattern(round, len);
+        rig.put(from.pa, &data);
+        dma.sync_single_for_device(source, len, Way::ToDevice).unwrap();
+        assert_eq!(copy(&rig, target.start().unwrap(), source, len), Ok(len));
+        dma.sync_sg_for_cpu(&target, Way::FromDevice).unwrap();
+        let seen: Vec<u8> = entries.iter().flat_map(|e| rig.get(e.pa, e.len)).collect();
+        assert!(seen == data);
+        dma.sync_sg_for_device(&target, Way::FromDevice).unwrap();
+    }
+    assert!(rig.stale().is_empty());
+    let start = target.start().unwrap();
+    dma.unmap_sg(target, Way::FromDevice, NONE).unwrap();
+    assert_eq!(copy(&rig, start, source, KIB), refused(BusAccess::Write, BusResponse::Slave, start));
+    assert_eq!(rig.fault().report.iova, start);
 }

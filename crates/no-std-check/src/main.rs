@@ -23,10 +23,16 @@ use portcullis_drivers::plwriter::PlWriter;
 use portcullis_drivers::smmuv2::{Options, SmmuV2};
 use portcullis_drivers::smmuv3::{self, SmmuV3};
 use portcullis_drivers::zdma::{Config, DescriptorPool, POOL_BYTES, Zdma};
-use portcullis_hal::DmaMemory;
+use portcullis_hal::{Clock, DmaMemory};
 use portcullis_iommu::dma::{DeviceConfig, DmaDevice};
-use portcullis_iommu::{BindOptions, FwSpec, IommuCore, MasterOptions, Paging, Process, ProcessConfig, Prot};
+use portcullis_iommu::{
+    BindOptions, FwSpec, InstanceId, IommuCore, MasterOptions, Paging, Process, ProcessConfig, Prot,
+};
 use portcullis_proxy::{Dma, Proxy, ProxyError, test};
+use portcullis_vfio::{
+    self as vfio, AssignOptions, GuestIommu, Interrupt, LocalVm, LocalVmConfig, Passthrough, PlatformDevice,
+    Region, VFIO_DRIVER,
+};
 
 use platform::{Acknowledging, Memory, Resetting, Ticks, Window};
 
@@ -98,6 +104,7 @@ fn run() -> Result<(), i32> {
     }
     PlWriter::new(Window::new(0x100)).write(Iova(0x1000), 0xcafe_beef, 0, 0xf).map_err(|_| 23)?;
     proxy(&memory)?;
+    passthrough(core, instance, &memory)?;
     smmuv3(memory)
 }
 
@@ -125,6 +132,43 @@ fn proxy(memory: &Memory) -> Result<(), i32> {
         }
     }
     driver.stop().map_err(|_| 30)
+}
+
+/// A channel goes to a virtual machine with an IOMMU of its own, and comes back.
+fn passthrough(core: IommuCore, instance: InstanceId, memory: &Memory) -> Result<(), i32> {
+    let spec = FwSpec::from_cells(&[0x869], 1, None).map_err(|_| 45)?;
+    let device = core.add_device("channel", instance, &spec, &[]).map_err(|_| 46)?;
+    let clock: Arc<dyn Clock> = Arc::new(Ticks::default());
+    let passthrough = Passthrough::new(vfio::Registry::new(core, clock.clone()));
+    let registry = passthrough.registry();
+    let channel = PlatformDevice {
+        name: "channel".into(),
+        compatible: ["xlnx,zynqmp-dma-1.0".into()].into(),
+        device: Some(device),
+        regions: [Region::new(Pa(0xffa8_0000), 0x1000, Arc::new(Window::new(0x1000)))].into(),
+        interrupts: [Interrupt::level(77)].into(),
+    };
+    registry.add_device(channel).map_err(|_| 47)?;
+    registry.bind("channel", VFIO_DRIVER).map_err(|_| 48)?;
+    let mut config = LocalVmConfig::new("guest", 0x1_0000);
+    config.memory.block = 0x1000;
+    let vm = LocalVm::new(config, memory.clone(), clock).map_err(|_| 49)?;
+    let options = AssignOptions { viommu: true, ..AssignOptions::default() };
+    let assignment = passthrough.assign("channel", vm.clone(), options).map_err(|_| 50)?;
+    let viommu = assignment.viommu().ok_or(51)?;
+    let guest = IommuCore::default();
+    let driver = GuestIommu::new(viommu, vm.guest_memory().clone()).map_err(|_| 52)?;
+    let instance = guest.register("viommu", driver);
+    let spec = FwSpec::from_cells(&[0], 1, None).map_err(|_| 53)?;
+    let device = guest.add_device("channel", instance, &spec, &[]).map_err(|_| 54)?;
+    let domain = guest.paging_domain(instance).map_err(|_| 55)?;
+    guest.attach_device(device, &domain).map_err(|_| 56)?;
+    let buffer = vm.guest_memory().alloc(0x1000, 0x1000).ok_or(57)?;
+    domain.map(Iova(0x7000_0000), buffer.pa, 0x1000, Prot::RW).map_err(|_| 58)?;
+    domain.unmap(Iova(0x7000_0000), 0x1000).map_err(|_| 59)?;
+    vm.kill();
+    let reaped = passthrough.reap();
+    if reaped.len() == 1 && reaped.iter().all(|(_, _, result)| result.is_ok()) { Ok(()) } else { Err(60) }
 }
 
 /// The same for an SMMUv3 with substreams.

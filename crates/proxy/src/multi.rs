@@ -25,20 +25,20 @@ pub const MULTI_TEST_SIZE: u64 = 1024;
 const STATUS: u64 = BUFFER_SIZE;
 const LENGTH: u64 = BUFFER_SIZE + 4;
 
-struct MultiChannel<M: DmaMemory + Clone> {
+struct MultiChannel<M: DmaMemory + Clone + 'static> {
     name: String,
     port: Port<M>,
     flights: [Mutex<Option<Flight>>; BUFFER_COUNT],
 }
 
 /// A loaded dma-proxy of the newer kind. Channels are numbered as in `dma-names`, buffers from 0.
-pub struct MultiProxy<M: DmaMemory + Clone, C> {
+pub struct MultiProxy<M: DmaMemory + Clone + 'static, C> {
     channels: Vec<MultiChannel<M>>,
     clock: C,
     log: Mutex<Vec<String>>,
 }
 
-impl<M: DmaMemory + Clone, C: Clock> MultiProxy<M, C> {
+impl<M: DmaMemory + Clone + 'static, C: Clock> MultiProxy<M, C> {
     /// Requests every channel of `dmas`. `device` is the proxy's own.
     pub fn probe(
         registry: &Registry,
@@ -204,7 +204,7 @@ impl<M: DmaMemory + Clone, C: Clock> MultiProxy<M, C> {
     }
 }
 
-impl<M: DmaMemory + Clone, C> fmt::Debug for MultiProxy<M, C> {
+impl<M: DmaMemory + Clone + 'static, C> fmt::Debug for MultiProxy<M, C> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let names: Vec<&str> = self.channels.iter().map(|channel| &*channel.name).collect();
         f.debug_struct("MultiProxy").field("channels", &names).finish_non_exhaustive()

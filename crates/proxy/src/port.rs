@@ -100,7 +100,7 @@ pub(crate) struct Flight {
 }
 
 /// A channel and the memory that it works on.
-pub(crate) struct Port<M: DmaMemory + Clone> {
+pub(crate) struct Port<M: DmaMemory + Clone + 'static> {
     channel: ChannelHandle,
     direction: Direction,
     /// Gone only while this is dropped.
@@ -108,7 +108,7 @@ pub(crate) struct Port<M: DmaMemory + Clone> {
     iova: Iova,
 }
 
-impl<M: DmaMemory + Clone> Port<M> {
+impl<M: DmaMemory + Clone + 'static> Port<M> {
     /// Allocates `len` bytes for a channel that goes in `direction`.
     pub fn new(
         channel: ChannelHandle,
@@ -206,11 +206,11 @@ impl<M: DmaMemory + Clone> Port<M> {
     }
 }
 
-impl<M: DmaMemory + Clone> Drop for Port<M> {
+impl<M: DmaMemory + Clone + 'static> Drop for Port<M> {
     fn drop(&mut self) {
         if self.channel.terminate().is_err() {
-            // The engine may still use it. The channel's registry keeps the reason.
-            core::mem::forget(self.memory.take());
+            // The engine may still use it. The channel's registry keeps it, and the reason.
+            self.channel.keep(self.memory.take());
         }
     }
 }

@@ -25,12 +25,12 @@ const INTERFACE_BYTES: u64 = TEST_SIZE + 8;
 
 /// What a channel shares with its user, by mapping it (`struct dma_proxy_channel_interface`): a buffer of
 /// [`TEST_SIZE`] bytes, the status of the last transfer, the length of the next one.
-pub struct Interface<M: DmaMemory + Clone> {
+pub struct Interface<M: DmaMemory + Clone + 'static> {
     port: Port<M>,
     flight: Mutex<Option<Flight>>,
 }
 
-impl<M: DmaMemory + Clone> Interface<M> {
+impl<M: DmaMemory + Clone + 'static> Interface<M> {
     fn new(port: Port<M>) -> Self {
         Self { port, flight: Mutex::new(None) }
     }
@@ -80,14 +80,14 @@ impl<M: DmaMemory + Clone> Interface<M> {
 }
 
 /// A loaded dma-proxy.
-pub struct Proxy<M: DmaMemory + Clone, C> {
+pub struct Proxy<M: DmaMemory + Clone + 'static, C> {
     tx: Interface<M>,
     rx: Interface<M>,
     clock: C,
     log: Mutex<Vec<String>>,
 }
 
-impl<M: DmaMemory + Clone, C: Clock> Proxy<M, C> {
+impl<M: DmaMemory + Clone + 'static, C: Clock> Proxy<M, C> {
     /// Requests the channels that `dmas` calls `dma_proxy_tx` and `dma_proxy_rx`. `device` is the proxy's own.
     pub fn probe(
         registry: &Registry,
@@ -225,14 +225,14 @@ impl<M: DmaMemory + Clone, C: Clock> Proxy<M, C> {
     }
 }
 
-impl<M: DmaMemory + Clone, C> fmt::Debug for Proxy<M, C> {
+impl<M: DmaMemory + Clone + 'static, C> fmt::Debug for Proxy<M, C> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (tx, rx) = (self.tx.port.name(), self.rx.port.name());
         f.debug_struct("Proxy").field("tx", &tx).field("rx", &rx).finish_non_exhaustive()
     }
 }
 
-impl<M: DmaMemory + Clone> fmt::Debug for Interface<M> {
+impl<M: DmaMemory + Clone + 'static> fmt::Debug for Interface<M> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Interface").field("channel", &self.port.name()).finish_non_exhaustive()
     }

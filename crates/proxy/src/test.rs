@@ -94,7 +94,7 @@ impl Summary {
 ///
 /// # Errors
 /// The buffers cannot be reached. What goes wrong with transfers is in the summary.
-pub fn run<M: DmaMemory + Clone, C: Clock>(
+pub fn run<M: DmaMemory + Clone + 'static, C: Clock>(
     proxy: &Proxy<M, C>,
     arguments: Arguments,
     mut report: impl FnMut(&str),

@@ -55,7 +55,7 @@ pub trait LoopClient: Send + Sync {
 pub type AnyProxy<M> = Arc<ProxyOf<M>>;
 
 /// A proxy, its device, and the round of the loop test that is under way.
-pub struct ProxyOf<M: DmaMemory + Clone> {
+pub struct ProxyOf<M: DmaMemory + Clone + 'static> {
     name: String,
     proxy: Proxy<M, AnyClock>,
     dma: DmaDevice<M>,

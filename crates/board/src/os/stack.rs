@@ -6,8 +6,8 @@ use portcullis_drivers::axidma::{
     AxiDma, AxiDmaChannel, AxiDmaError, ChannelConfig, Config, DEFAULT_DESCRIPTORS, pool_bytes,
 };
 use portcullis_drivers::dmaengine::{
-    ChannelError, Cookie, DescriptorPool, Direction, DmaChannel, Segment, Status, TransferError, WaitError,
-    wait,
+    BusAccess, ChannelError, Cookie, DescriptorPool, Direction, DmaChannel, Segment, Status, TransferError,
+    WaitError, wait,
 };
 use portcullis_hal::{Block, Clock, DmaMemory, Mmio};
 use portcullis_iommu::dma::{Coherent, DmaDevice, DmaError};
@@ -184,6 +184,17 @@ impl<M: DmaMemory + Clone + 'static> Loop<M> {
         let result = match (sent, received) {
             (Ok(_), Ok(received)) => return Ok(received.transferred),
             (Err(WaitError::Timeout { .. }), Err(error @ WaitError::Failed { .. })) => Err(error),
+            // Nor does a sender that was refused give the receiver anything to write, so of two refusals the receiver's came
+            // first: an SMMU may refuse everything of a core from then on.
+            (
+                Err(WaitError::Failed { error: TransferError::Bus { .. }, .. }),
+                Err(
+                    error @ WaitError::Failed {
+                        error: TransferError::Bus { access: BusAccess::Write, .. },
+                        ..
+                    },
+                ),
+            ) => Err(error),
             (Err(error), _) | (_, Err(error)) => Err(error),
         };
         for channel in [&self.tx, &self.rx] {

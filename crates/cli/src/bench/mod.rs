@@ -4,6 +4,7 @@
 //! The unit is one uncontended atomic `fetch_add` (RMW). Every figure is the median of several samples, and the RMW is
 //! timed again next to each sample, so that a slow moment of the machine slows both.
 
+mod dma;
 mod pages;
 mod peers;
 mod port;
@@ -60,7 +61,7 @@ impl Figure {
 /// A group of measurements.
 type Suite = (&'static str, fn() -> Vec<Figure>);
 
-const SUITES: [Suite; 20] = [
+const SUITES: [Suite; 24] = [
     ("hit-v2", port::hits::<V2>),
     ("hit-v3", port::hits::<V3>),
     ("threads-v2", port::threads::<V2>),
@@ -78,6 +79,10 @@ const SUITES: [Suite; 20] = [
     ("invalidate-v2", port::invalidations::<V2>),
     ("invalidate-v3", port::invalidations::<V3>),
     ("pagetable", pages::map_unmap),
+    ("iova", dma::addresses),
+    ("dma", dma::mappings),
+    ("loop", dma::loops),
+    ("vms", dma::machines),
     ("memory", port::memory),
     ("start", start::start),
     ("peers", peers::peers),

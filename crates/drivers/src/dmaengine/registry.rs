@@ -1,9 +1,11 @@
 //! Who provides channels and who has them.
 
+use alloc::boxed::Box;
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+use core::any::Any;
 use core::fmt;
 use core::ops::Deref;
 
@@ -49,6 +51,8 @@ impl Entry {
 #[derive(Clone, Default)]
 pub struct Registry {
     entries: Arc<Mutex<Vec<Entry>>>,
+    /// What channels may still use that did not stop. It goes with the registry.
+    kept: Arc<Mutex<Vec<Box<dyn Any + Send>>>>,
 }
 
 impl Registry {
@@ -166,6 +170,11 @@ impl ChannelHandle {
         let stopped = self.channel.terminate();
         self.registry.give_back(&self.channel, stopped.err());
         stopped.map(drop)
+    }
+
+    /// Keeps memory for good that the channel may still use, because it did not stop: for as long as there is the registry.
+    pub fn keep(&self, memory: impl Any + Send) {
+        self.registry.kept.lock().push(Box::new(memory));
     }
 
     /// The channel, for an interrupt handler.

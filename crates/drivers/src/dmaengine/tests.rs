@@ -141,6 +141,21 @@ fn a_channel_that_does_not_stop_is_not_handed_out_again() {
 }
 
 #[test]
+fn what_a_channel_that_does_not_stop_may_use_is_kept_while_there_is_a_registry() {
+    let (registry, memory) = (Registry::new(), Arc::new(()));
+    let memo = Memo::new("zdma", true);
+    registry.register("zdma", 0, memo.clone()).unwrap();
+    let held = registry.request(cell("zdma", 0), "proxy").unwrap();
+    memo.stuck.store(true, Ordering::Relaxed);
+    held.keep(memory.clone());
+    drop(held);
+    registry.unregister("zdma").unwrap();
+    assert_eq!(Arc::strong_count(&memory), 2);
+    drop(registry);
+    assert_eq!(Arc::strong_count(&memory), 1);
+}
+
+#[test]
 fn releasing_ends_what_is_under_way() {
     let registry = Registry::new();
     let memo = Memo::new("zdma", true);

@@ -233,11 +233,11 @@ fn lens(buffer: &DmaBuf<Memory>) -> Vec<u64> {
 
 /// All kinds, over the same memory.
 fn heaps(memory: &Memory) -> Vec<Box<dyn Heap<Memory>>> {
-    let carved = memory.inner.alloc(2 << 20, 4096).unwrap();
+    let carved = memory.inner.alloc(128 << 10, 4096).unwrap();
     vec![
         Box::new(SystemHeap::new(memory.clone())),
-        Box::new(CmaHeap::new("linux,cma", memory.clone(), MIB).unwrap()),
-        Box::new(CarveoutHeap::new("carved", memory.clone(), carved.pa, MIB).unwrap()),
+        Box::new(CmaHeap::new("linux,cma", memory.clone(), 128 << 10).unwrap()),
+        Box::new(CarveoutHeap::new("carved", memory.clone(), carved.pa, 128 << 10).unwrap()),
     ]
 }
 
@@ -287,11 +287,11 @@ fn a_system_heap_without_memory_gives_back_what_it_had() {
 #[test]
 fn buffers_are_zeroed_and_nothing_of_an_earlier_one_is_in_them() {
     for memory in
-        [coherent(), non_coherent(), Fussy::new(FakeMemory::non_coherent_reordering(0x8000_0000, 4 << 20, 3))]
+        [coherent(), non_coherent(), Fussy::new(FakeMemory::non_coherent_reordering(0x8000_0000, 1 << 20, 3))]
     {
         for heap in heaps(&memory) {
             for round in 0..3 {
-                let buffer = heap.alloc(MIB / 2).unwrap();
+                let buffer = heap.alloc(68 << 10).unwrap();
                 for piece in buffer.pieces().to_vec() {
                     let zero = vec![0; piece.len as usize];
                     assert!(
@@ -363,7 +363,7 @@ fn a_carveout_stays_inside_of_its_region() {
 fn impossible_sizes_are_refused() {
     let memory = coherent();
     for heap in heaps(&memory) {
-        for len in [0, u64::MAX, u64::MAX - 4095] {
+        for len in [0, u64::MAX, u64::MAX - 4094] {
             let error = heap.alloc(len).err();
             assert!(matches!(error, Some(HeapError::Length { .. })), "{}: {len:#x}: {error:?}", heap.name());
         }

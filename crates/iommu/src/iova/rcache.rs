@@ -7,7 +7,7 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 
 use super::magazine::{Cache, Magazine, ORDERS, leaves};
-use super::state::{self, Chunk, NONE, States};
+use super::state::{self, Chunk, States};
 use super::sync::{Family, Lock, Word};
 use super::tree::{AlreadyFree, GapTree};
 
@@ -62,7 +62,7 @@ impl Space {
         match self.states.find(page) {
             Some(chunk) if chunk.live_pages(page) == Some(pages) => {
                 self.gaps.free(page, page + pages).map_err(|AlreadyFree| Refused::Free)?;
-                chunk.set(page, NONE);
+                chunk.set_free(page, pages);
                 Ok(())
             }
             _ => Err(self.why(page)),

@@ -1,26 +1,20 @@
-//! What every range is at the moment, a byte for each page, kept at the range's first page: with it a range is given back once,
-//! and with the size it was allocated with.
+//! What every range is at the moment, kept at its first page: with it a range is given back once, and with the size it was
+//! allocated with.
 //!
-//! Bytes are loaded and stored, never changed by a read-modify-write: this is on the path of a cached allocation. So of two frees
+//! States are loaded and stored, never changed by a read-modify-write: this is on the path of a cached allocation. So of two frees
 //! of one range at the very same time both may be taken; the second copy is then thrown away where it leaves the caches.
 
-use alloc::collections::BTreeMap;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::array;
-use core::sync::atomic::{AtomicU8, Ordering};
+use core::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
 use super::magazine::ORDERS;
 
-/// No range starts at the page, or a free one that is in no cache.
+/// No small range starts at the page, or a free one that is in no cache.
 pub(super) const NONE: u8 = 0;
 const LIVE: u8 = 0x80;
 const CACHED: u8 = 0x40;
-/// Allocated, and too large for the caches: the number of pages follows, [`DIGIT`] bits in each of the next bytes, which belong to
-/// no other range and mean nothing by themselves.
-const LIVE_LARGE: u8 = LIVE | 0x3f;
-const DIGIT: u32 = 6;
-const DIGITS: u32 = 9;
 
 /// Allocated with 2^order pages.
 pub(super) fn live(order: usize) -> u8 {
@@ -37,59 +31,119 @@ pub(super) fn is_cached(state: u8) -> bool {
     state & CACHED != 0
 }
 
-/// log2 of the pages that one chunk covers (4 KiB of bytes for 16 MiB of 4 KiB pages).
+/// log2 of the pages that one chunk covers (4.5 KiB for 16 MiB of 4 KiB pages).
 const CHUNK: u32 = 12;
+/// Ranges that the caches do not take start at multiples of this.
+const LARGE: u64 = 1 << ORDERS;
 
 /// The states of an aligned run of pages.
-pub(super) struct Chunk([AtomicU8; 1 << CHUNK]);
+pub(super) struct Chunk {
+    /// Per page.
+    small: [AtomicU8; 1 << CHUNK],
+    /// Per place where a large range can start: its pages while it is allocated, else 0.
+    large: [AtomicU64; (1 << CHUNK) / LARGE as usize],
+}
 
 impl Chunk {
+    fn new() -> Self {
+        Self { small: array::from_fn(|_| AtomicU8::new(NONE)), large: array::from_fn(|_| AtomicU64::new(0)) }
+    }
+
+    /// The state of a small range.
     #[inline]
     pub fn get(&self, page: u64) -> u8 {
-        self.0[(page % (1 << CHUNK)) as usize].load(Ordering::Relaxed)
+        self.small[(page % (1 << CHUNK)) as usize].load(Ordering::Relaxed)
     }
     #[inline]
     pub fn set(&self, page: u64, state: u8) {
-        self.0[(page % (1 << CHUNK)) as usize].store(state, Ordering::Relaxed);
+        self.small[(page % (1 << CHUNK)) as usize].store(state, Ordering::Relaxed);
     }
 
-    /// Marks an allocated range. A large one is aligned to more pages than it has digits, so they are in this chunk.
+    #[inline]
+    fn large(&self, page: u64) -> &AtomicU64 {
+        &self.large[(page % (1 << CHUNK) / LARGE) as usize]
+    }
+
+    /// Marks an allocated range of any size.
     pub fn set_live(&self, page: u64, pages: u64) {
-        if pages.is_power_of_two() && pages < 1 << ORDERS {
-            return self.set(page, live(pages.trailing_zeros() as usize));
+        match is_small(pages) {
+            true => self.set(page, live(pages.trailing_zeros() as usize)),
+            false => self.large(page).store(pages, Ordering::Relaxed),
         }
-        self.set(page, LIVE_LARGE);
-        for i in 0..DIGITS {
-            self.set(page + 1 + u64::from(i), (pages >> (i * DIGIT)) as u8 & ((1 << DIGIT) - 1));
+    }
+
+    /// Unmarks it.
+    pub fn set_free(&self, page: u64, pages: u64) {
+        match is_small(pages) {
+            true => self.set(page, NONE),
+            false => self.large(page).store(0, Ordering::Relaxed),
         }
     }
 
     /// Pages of the allocated range that starts at a page.
     pub fn live_pages(&self, page: u64) -> Option<u64> {
         match self.get(page) {
-            LIVE_LARGE => {
-                let digit = |i| u64::from(self.get(page + 1 + u64::from(i))) << (i * DIGIT);
-                Some((0..DIGITS).map(digit).sum())
-            }
-            state if state & LIVE != 0 => Some(1 << (state & 0x3f)),
-            _ => None,
+            state if state & LIVE != 0 => Some(1 << (state & !LIVE)),
+            _ if !page.is_multiple_of(LARGE) => None,
+            _ => Some(self.large(page).load(Ordering::Relaxed)).filter(|pages| *pages != 0),
         }
     }
 }
 
-/// All chunks of a space, made when something is first allocated in them, and kept.
-pub(super) struct States(BTreeMap<u64, Arc<Chunk>>);
+/// True for the sizes that the caches take. Others below [`LARGE`] pages are not asked for.
+fn is_small(pages: u64) -> bool {
+    pages < LARGE && pages.is_power_of_two()
+}
+
+/// All chunks of a space, made when something is first allocated in them, and kept: a hash table with open addressing, at most
+/// half full. Neighbours have neighbouring places.
+pub(super) struct States {
+    places: Vec<Option<(u64, Arc<Chunk>)>>,
+    used: usize,
+}
 
 impl States {
     pub fn new() -> Self {
-        Self(BTreeMap::new())
+        Self { places: alloc::vec![None; 8], used: 0 }
     }
+
+    /// Where a chunk is, or would be.
+    #[inline]
+    fn place(&self, number: u64) -> usize {
+        let mask = self.places.len() - 1;
+        let mut i = number as usize & mask;
+        while matches!(&self.places[i], Some((held, _)) if *held != number) {
+            i = (i + 1) & mask;
+        }
+        i
+    }
+
+    #[inline]
     pub fn find(&self, page: u64) -> Option<&Arc<Chunk>> {
-        self.0.get(&(page >> CHUNK))
+        self.places[self.place(page >> CHUNK)].as_ref().map(|(_, chunk)| chunk)
     }
+
+    #[inline]
     pub fn make(&mut self, page: u64) -> &Arc<Chunk> {
-        let make = || Arc::new(Chunk(array::from_fn(|_| AtomicU8::new(NONE))));
-        self.0.entry(page >> CHUNK).or_insert_with(make)
+        let number = page >> CHUNK;
+        let mut place = self.place(number);
+        if self.places[place].is_none() {
+            self.used += 1;
+            if 2 * self.used > self.places.len() {
+                self.grow();
+                place = self.place(number);
+            }
+        }
+        &self.places[place].get_or_insert_with(|| (number, Arc::new(Chunk::new()))).1
+    }
+
+    #[cold]
+    fn grow(&mut self) {
+        let more = alloc::vec![None; 2 * self.places.len()];
+        for chunk in core::mem::replace(&mut self.places, more).into_iter().flatten() {
+            let place = self.place(chunk.0);
+            self.places[place] = Some(chunk);
+        }
     }
 }
 

@@ -9,12 +9,12 @@
 
 use alloc::vec::Vec;
 
-/// Entries of a node.
-const FANOUT: usize = 32;
+/// Entries of a node, a power of two below 32.
+const FANOUT: usize = 16;
 /// Two neighbours with no more entries than this together become one node.
 const MERGE: usize = FANOUT * 3 / 4;
 /// More levels than any number of gaps that fits in memory needs: neighbours hold more than [`MERGE`] entries together.
-const LEVELS: usize = 24;
+const LEVELS: usize = 16;
 
 /// A free range: first page, and the page behind the last.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,74 +52,113 @@ struct Entry {
     word: u64,
 }
 
+/// What a place without an entry holds: it is never at or below a page, and nothing fits in it. So the loops over a node need
+/// neither its length nor a branch per entry, which the processor could only guess.
+const NOTHING: Entry = Entry { start: u64::MAX >> 1, fit: 0, word: 0 };
+
 #[derive(Clone)]
 struct Node {
-    len: usize,
     starts: [u64; FANOUT],
     fits: [u64; FANOUT],
     words: [u64; FANOUT],
+    len: usize,
 }
 
 impl Node {
     fn new() -> Self {
-        Self { len: 0, starts: [0; FANOUT], fits: [0; FANOUT], words: [0; FANOUT] }
+        let Entry { start, fit, word } = NOTHING;
+        Self { starts: [start; FANOUT], fits: [fit; FANOUT], words: [word; FANOUT], len: 0 }
     }
     /// The entry that stands for this node above it.
     fn summary(&self, id: usize) -> Entry {
         Entry { start: self.starts[0], fit: self.largest(), word: id as u64 }
     }
+    #[inline]
     fn largest(&self) -> u64 {
-        self.fits[..self.len].iter().copied().max().unwrap_or(0)
+        let mut most = [0; 4];
+        for four in self.fits.chunks_exact(4) {
+            most = core::array::from_fn(|i| four[i].max(most[i]));
+        }
+        most[0].max(most[1]).max(most[2].max(most[3]))
     }
     /// How many entries start at or below a page.
+    #[inline]
     fn upto(&self, page: u64) -> usize {
-        self.starts[..self.len].partition_point(|&start| start <= page)
+        // The top bit of a difference: numbers are below 2^62, and unlike a comparison it is two instructions for two entries.
+        self.starts.iter().map(|start| start.wrapping_sub(page + 1) >> 63).sum::<u64>() as usize
     }
     /// The highest of the first `count` entries with a fit.
+    #[inline]
     fn highest(&self, count: usize, pages: u64) -> Option<usize> {
-        self.fits[..count].iter().rposition(|&fit| fit >= pages)
+        let mut all = 0;
+        for (i, fit) in self.fits.iter().enumerate() {
+            let fits = (fit.wrapping_sub(pages) >> 63).wrapping_sub(1);
+            all |= fits & 1 << i;
+        }
+        (all & ((1 << count) - 1)).checked_ilog2().map(|i| i as usize)
     }
+    #[inline]
     fn put(&mut self, i: usize, entry: Entry) {
         self.starts[i] = entry.start;
         self.fits[i] = entry.fit;
         self.words[i] = entry.word;
     }
     fn insert(&mut self, i: usize, entry: Entry) {
-        self.starts.copy_within(i..self.len, i + 1);
-        self.fits.copy_within(i..self.len, i + 1);
-        self.words.copy_within(i..self.len, i + 1);
-        self.len += 1;
+        self.starts.copy_within(i..FANOUT - 1, i + 1);
+        self.fits.copy_within(i..FANOUT - 1, i + 1);
+        self.words.copy_within(i..FANOUT - 1, i + 1);
         self.put(i, entry);
+        self.len += 1;
     }
     fn remove(&mut self, i: usize) {
-        self.starts.copy_within(i + 1..self.len, i);
-        self.fits.copy_within(i + 1..self.len, i);
-        self.words.copy_within(i + 1..self.len, i);
+        self.starts.copy_within(i + 1.., i);
+        self.fits.copy_within(i + 1.., i);
+        self.words.copy_within(i + 1.., i);
+        self.put(FANOUT - 1, NOTHING);
         self.len -= 1;
+    }
+    fn entry(&self, i: usize) -> Entry {
+        Entry { start: self.starts[i], fit: self.fits[i], word: self.words[i] }
     }
     /// Takes the entries of the right neighbour.
     fn append(&mut self, other: &Self) {
-        let end = self.len + other.len;
-        self.starts[self.len..end].copy_from_slice(&other.starts[..other.len]);
-        self.fits[self.len..end].copy_from_slice(&other.fits[..other.len]);
-        self.words[self.len..end].copy_from_slice(&other.words[..other.len]);
-        self.len = end;
+        for i in 0..other.len {
+            self.put(self.len + i, other.entry(i));
+        }
+        self.len += other.len;
     }
     /// Moves the upper half to a new right neighbour.
     fn split(&mut self) -> Self {
         let mut right = Self::new();
-        right.len = self.len - self.len / 2;
-        self.len /= 2;
-        right.starts[..right.len].copy_from_slice(&self.starts[self.len..self.len + right.len]);
-        right.fits[..right.len].copy_from_slice(&self.fits[self.len..self.len + right.len]);
-        right.words[..right.len].copy_from_slice(&self.words[self.len..self.len + right.len]);
+        let keep = self.len / 2;
+        for i in keep..self.len {
+            right.put(i - keep, self.entry(i));
+            self.put(i, NOTHING);
+        }
+        right.len = self.len - keep;
+        self.len = keep;
         right
     }
 }
 
 /// From the root to an entry of a leaf: per level the node and the entry's place in it.
 #[derive(Clone, Copy)]
-struct Path([(usize, usize); LEVELS]);
+struct Path([(u32, u32); LEVELS]);
+
+impl Path {
+    fn new() -> Self {
+        Self([(0, 0); LEVELS])
+    }
+    #[inline]
+    fn at(&self, level: usize) -> (usize, usize) {
+        let (id, i) = self.0[level];
+        (id as usize, i as usize)
+    }
+    #[inline]
+    fn set(&mut self, level: usize, id: usize, i: usize) {
+        self.0[level] = (id as u32, i as u32);
+    }
+}
 
 /// The gaps.
 pub(super) struct GapTree {
@@ -199,7 +238,7 @@ impl GapTree {
             (None, Some((path, high))) => self.set(path, Gap { start, end: high.end }),
             (None, None) => {
                 let (path, place) = match before {
-                    Some(path) => (path, path.0[self.height - 1].1 + 1),
+                    Some(path) => (path, path.at(self.height - 1).1 + 1),
                     None => (self.leftmost(), 0),
                 };
                 self.insert(&path, place, Gap { start, end });
@@ -248,20 +287,20 @@ impl GapTree {
     }
 
     fn gap(&self, path: &Path) -> Gap {
-        let (id, i) = path.0[self.height - 1];
+        let (id, i) = path.at(self.height - 1);
         Gap { start: self.nodes[id].starts[i], end: self.nodes[id].words[i] }
     }
 
     /// The highest gap with room at or below page `last`.
     fn find(&self, pages: u64, last: u64) -> Option<Path> {
-        let mut path = Path([(0, 0); LEVELS]);
+        let mut path = Path::new();
         let mut id = self.root;
         let mut seen = 0;
         // Down to the gap that `last` may cut.
         for level in 0..self.height {
             let node = self.node(id);
             let Some(i) = node.upto(last).checked_sub(1) else { break };
-            path.0[level] = (id, i);
+            path.set(level, id, i);
             seen = level + 1;
             if node.fits[i] < pages {
                 break;
@@ -276,14 +315,14 @@ impl GapTree {
         }
         // All that lies to the left of the way down is below `last`; what was passed last is highest.
         for level in (0..seen).rev() {
-            let (id, i) = path.0[level];
+            let (id, i) = path.at(level);
             let Some(i) = self.node(id).highest(i, pages) else { continue };
-            path.0[level].1 = i;
+            path.set(level, id, i);
             let mut id = self.nodes[id].words[i] as usize;
-            for below in path.0.iter_mut().take(self.height).skip(level + 1) {
+            for below in level + 1..self.height {
                 let node = self.node(id);
                 let i = node.highest(node.len, pages)?;
-                *below = (id, i);
+                path.set(below, id, i);
                 id = node.words[i] as usize;
             }
             return Some(path);
@@ -293,12 +332,12 @@ impl GapTree {
 
     /// The last gap that starts at or below a page.
     fn locate(&self, page: u64) -> Option<Path> {
-        let mut path = Path([(0, 0); LEVELS]);
+        let mut path = Path::new();
         let mut id = self.root;
         for level in 0..self.height {
             let node = self.node(id);
             let i = node.upto(page).checked_sub(1)?;
-            path.0[level] = (id, i);
+            path.set(level, id, i);
             id = node.words[i] as usize;
         }
         Some(path)
@@ -306,7 +345,8 @@ impl GapTree {
 
     /// The way to the place before all gaps.
     fn leftmost(&self) -> Path {
-        let mut path = Path([(self.root, 0); LEVELS]);
+        let mut path = Path::new();
+        path.set(0, self.root, 0);
         self.descend(&mut path, 0);
         path
     }
@@ -314,8 +354,8 @@ impl GapTree {
     /// Continues a path with the lowest entries below a level.
     fn descend(&self, path: &mut Path, level: usize) {
         for level in level..self.height - 1 {
-            let (id, i) = path.0[level];
-            path.0[level + 1] = (self.node(id).words[i] as usize, 0);
+            let (id, i) = path.at(level);
+            path.set(level + 1, self.node(id).words[i] as usize, 0);
         }
     }
 
@@ -327,7 +367,7 @@ impl GapTree {
     fn next(&self, path: &Path) -> Option<Path> {
         let mut path = *path;
         let level = (0..self.height).rev().find(|&level| {
-            let (id, i) = path.0[level];
+            let (id, i) = path.at(level);
             i + 1 < self.nodes[id].len
         })?;
         path.0[level].1 += 1;
@@ -346,7 +386,7 @@ impl GapTree {
             (false, true) => self.set(path, high),
             (true, true) => {
                 self.set(path, low);
-                self.insert(path, path.0[self.height - 1].1 + 1, high);
+                self.insert(path, path.at(self.height - 1).1 + 1, high);
             }
         }
     }
@@ -354,7 +394,7 @@ impl GapTree {
     /// Replaces a gap by one that keeps its place in the order.
     fn set(&mut self, path: &Path, gap: Gap) {
         let level = self.height - 1;
-        let (id, i) = path.0[level];
+        let (id, i) = path.at(level);
         let old = self.nodes[id].fits[i];
         let fit = fit(gap.start, gap.end);
         self.nodes[id].put(i, Entry { start: gap.start, fit, word: gap.end });
@@ -365,18 +405,17 @@ impl GapTree {
     /// more), or its first start.
     fn propagate(&mut self, path: &Path, level: usize, mut old: u64, mut new: u64) {
         for level in (0..level).rev() {
-            let (id, i) = path.0[level];
-            let child = self.node(path.0[level + 1].0);
+            let (id, i) = path.at(level);
+            let child = self.node(path.at(level + 1).0);
             let (start, largest) = (self.nodes[id].starts[i], self.nodes[id].fits[i]);
-            let fit = match new >= largest {
-                true => new,
-                false if old == largest => child.largest(),
-                false => largest,
+            let fit = match old < largest && new <= largest {
+                true => largest,
+                false => child.largest(),
             };
             if child.starts[0] == start && fit == largest {
                 return;
             }
-            self.nodes[id].starts[i] = self.nodes[path.0[level + 1].0].starts[0];
+            self.nodes[id].starts[i] = self.nodes[path.at(level + 1).0].starts[0];
             self.nodes[id].fits[i] = fit;
             (old, new) = (largest, fit);
         }
@@ -385,8 +424,8 @@ impl GapTree {
     /// The same after anything changed in a node.
     fn refresh(&mut self, path: &Path, level: usize) {
         for level in (0..level).rev() {
-            let (id, i) = path.0[level];
-            let child = path.0[level + 1].0;
+            let (id, i) = path.at(level);
+            let child = path.at(level + 1).0;
             let entry = self.node(child).summary(child);
             let node = &self.nodes[id];
             if (node.starts[i], node.fits[i]) == (entry.start, entry.fit) {
@@ -411,7 +450,7 @@ impl GapTree {
         let mut entry = Entry { start: gap.start, fit: fit(gap.start, gap.end), word: gap.end };
         let mut place = place;
         for level in (0..self.height).rev() {
-            let id = path.0[level].0;
+            let id = path.at(level).0;
             let node = &mut self.nodes[id];
             if node.len < FANOUT {
                 let fit = entry.fit;
@@ -438,7 +477,7 @@ impl GapTree {
                 self.height += 1;
                 return;
             }
-            let (parent, i) = path.0[level - 1];
+            let (parent, i) = path.at(level - 1);
             self.nodes[parent].put(i, left);
             place = i + 1;
         }
@@ -449,10 +488,10 @@ impl GapTree {
         self.gaps -= 1;
         let mut path = *path;
         for level in (1..self.height).rev() {
-            let (id, i) = path.0[level];
+            let (id, i) = path.at(level);
             let old = self.nodes[id].fits[i];
             self.nodes[id].remove(i);
-            let (parent, at) = path.0[level - 1];
+            let (parent, at) = path.at(level - 1);
             let len = self.nodes[id].len;
             if len == 0 {
                 self.unused.push(id);
@@ -478,10 +517,10 @@ impl GapTree {
             self.nodes[parent].put(low, entry);
             self.unused.push(right);
             // Goes next.
-            path.0[level - 1].1 = low + 1;
+            path.set(level - 1, parent, low + 1);
         }
         let root = self.root;
-        self.nodes[root].remove(path.0[0].1);
+        self.nodes[root].remove(path.at(0).1);
         while self.height > 1 && self.nodes[self.root].len <= 1 {
             self.unused.push(self.root);
             self.root = self.nodes[self.root].words[0] as usize;

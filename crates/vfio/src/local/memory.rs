@@ -13,7 +13,7 @@ use core::sync::atomic::{AtomicBool, Ordering};
 
 use portcullis_arch::{Ipa, Pa};
 use portcullis_hal::{Block, DmaMemory};
-use spin::Mutex;
+use spin::{Mutex, RwLock};
 
 use super::heap::Heap;
 use crate::ranges::Counted;
@@ -45,7 +45,7 @@ impl GuestMemoryConfig {
 struct Backing<M: DmaMemory> {
     host: M,
     /// Host address of each block of the guest, in the guest's order.
-    blocks: Box<[u64]>,
+    blocks: Arc<[u64]>,
     block: u64,
     pinned: Mutex<Counted>,
 }
@@ -71,7 +71,7 @@ impl<M: DmaMemory> Drop for Backing<M> {
     fn drop(&mut self) {
         let pinned = self.pinned.get_mut();
         let zeros = [0u8; 4096];
-        for &block in &self.blocks {
+        for &block in self.blocks.iter() {
             if pinned.touches(block, block + self.block) {
                 continue;
             }
@@ -81,7 +81,7 @@ impl<M: DmaMemory> Drop for Backing<M> {
             self.host.clean(Pa(block), self.block as usize);
         }
         self.host.wmb();
-        for &block in &self.blocks {
+        for &block in self.blocks.iter() {
             if !pinned.touches(block, block + self.block) {
                 self.host.free(Block { pa: Pa(block), len: self.block as usize });
             }
@@ -111,8 +111,22 @@ impl<M: DmaMemory> PinMemory for Pins<M> {
     }
 }
 
+/// Pins for a machine that is dead.
+struct NoMemory;
+
+impl PinMemory for NoMemory {
+    fn pin(&self, pa: Pa, len: u64) -> Result<(), PinError> {
+        Err(PinError { pa, len, reason: "the machine is dead" })
+    }
+    fn unpin(&self, _: Pa, _: u64) {}
+}
+
 struct Inner<M: DmaMemory> {
-    backing: Arc<Backing<M>>,
+    /// Gone when the machine has died: whatever still holds a handle has no memory any more. Taking it away waits for the
+    /// accesses that are under way.
+    backing: RwLock<Option<Arc<Backing<M>>>>,
+    /// Of each block, in the guest's order; for saying where the memory was.
+    blocks: Arc<[u64]>,
     base: u64,
     bytes: u64,
     shift: u32,
@@ -177,16 +191,18 @@ impl<M: DmaMemory> GuestMemory<M> {
             blocks.push(found.pa.get());
         }
         shuffle(&mut blocks, seed);
+        let blocks: Arc<[u64]> = blocks.into();
         let backing = Backing {
             host,
-            blocks: blocks.into_boxed_slice(),
+            blocks: blocks.clone(),
             block,
             pinned: Mutex::new(Counted::default()),
         };
         let start = base.get().saturating_add(kept_free).min(end);
         Ok(Self {
             inner: Arc::new(Inner {
-                backing: Arc::new(backing),
+                backing: RwLock::new(Some(Arc::new(backing))),
+                blocks,
                 base: base.get(),
                 bytes,
                 shift: block.trailing_zeros(),
@@ -203,7 +219,9 @@ impl<M: DmaMemory> GuestMemory<M> {
 
     /// Where a guest address is on the host.
     pub fn host_address(&self, ipa: Ipa) -> Option<Pa> {
-        self.inner.locate(ipa.get()).map(|(pa, _)| pa)
+        let offset = ipa.get().checked_sub(self.inner.base)?;
+        let block = *self.inner.blocks.get(usize::try_from(offset >> self.inner.shift).ok()?)?;
+        Some(Pa(block + (offset & ((1 << self.inner.shift) - 1))))
     }
 
     /// Pieces that the guest's allocator has given out.
@@ -213,18 +231,21 @@ impl<M: DmaMemory> GuestMemory<M> {
 
     /// Bytes that are pinned.
     pub fn pinned_bytes(&self) -> u64 {
-        self.inner.backing.pinned.lock().bytes()
+        self.inner.backing.read().as_ref().map_or(0, |backing| backing.pinned.lock().bytes())
     }
 
     pub(super) fn guest_range(&self) -> GuestRange {
         let inner = &*self.inner;
-        let range = |pa: &u64| HostRange { pa: Pa(*pa), len: inner.backing.block };
-        let backing = inner.backing.blocks.iter().map(range).collect();
+        let range = |pa: &u64| HostRange { pa: Pa(*pa), len: 1 << inner.shift };
+        let backing = inner.blocks.iter().map(range).collect();
         GuestRange { ipa: Ipa(inner.base), len: inner.bytes, backing, writable: true }
     }
 
     pub(super) fn kill(&self) {
         self.inner.alive.store(false, Ordering::Release);
+        let backing = self.inner.backing.write().take();
+        // Not under the lock: without pins this zeroes it all.
+        drop(backing);
     }
 
     pub(super) fn is_alive(&self) -> bool {
@@ -234,46 +255,49 @@ impl<M: DmaMemory> GuestMemory<M> {
 
 impl<M: DmaMemory + 'static> GuestMemory<M> {
     pub(super) fn pins(&self) -> Arc<dyn PinMemory> {
-        let backing = self.inner.backing.clone();
-        let mut sorted = backing.blocks.clone();
+        let Some(backing) = self.inner.backing.read().clone() else { return Arc::new(NoMemory) };
+        let mut sorted: Box<[u64]> = Box::from(&*backing.blocks);
         sorted.sort_unstable();
         Arc::new(Pins { backing, sorted })
     }
 }
 
-impl<M: DmaMemory> Inner<M> {
-    /// Host address of a guest address, and the bytes that follow it in the same block.
+impl<M: DmaMemory> Backing<M> {
+    /// Host address of an offset in the guest's memory, and the bytes that follow it in the same block.
     #[inline]
-    fn locate(&self, at: u64) -> Option<(Pa, u64)> {
-        let offset = at.wrapping_sub(self.base);
+    fn locate(&self, offset: u64) -> Option<(Pa, u64)> {
         // The table is as long as the memory, so this is the check of the bounds.
-        let block = *self.backing.blocks.get(usize::try_from(offset >> self.shift).ok()?)?;
-        let within = offset & (self.backing.block - 1);
-        Some((Pa(block + within), self.backing.block - within))
+        let block = *self.blocks.get(usize::try_from(offset >> self.block.trailing_zeros()).ok()?)?;
+        let within = offset & (self.block - 1);
+        Some((Pa(block + within), self.block - within))
     }
+}
 
-    /// The same for an access of the guest to an aligned word.
+impl<M: DmaMemory> Inner<M> {
+    /// An access of the guest to an aligned word: the host's memory and the word's address there.
     #[inline]
-    fn word(&self, at: Pa) -> Option<Pa> {
-        if !at.get().is_multiple_of(8) || !self.alive.load(Ordering::Relaxed) {
+    fn word<T>(&self, at: Pa, access: impl FnOnce(&M, Pa) -> T) -> Option<T> {
+        if !at.get().is_multiple_of(8) {
             return None;
         }
-        self.locate(at.get()).map(|(pa, _)| pa)
+        let backing = self.backing.read();
+        let backing = backing.as_ref()?;
+        let (pa, _) = backing.locate(at.get().wrapping_sub(self.base))?;
+        Some(access(&backing.host, pa))
     }
 
-    /// Calls `each(host address, range of the buffer)` for the parts of a range that are the guest's memory.
-    fn pieces(&self, at: Pa, len: usize, mut each: impl FnMut(Pa, Range<usize>)) {
-        if !self.alive.load(Ordering::Relaxed) {
-            return;
-        }
+    /// Calls `each(host's memory, host address, range of the buffer)` for the parts of a range that are the guest's memory.
+    fn pieces(&self, at: Pa, len: usize, mut each: impl FnMut(&M, Pa, Range<usize>)) {
+        let backing = self.backing.read();
+        let Some(backing) = backing.as_ref() else { return };
         let mut done = 0;
         while done < len {
             let Some(here) = at.get().checked_add(done as u64) else { return };
             let left = len - done;
-            let n = match self.locate(here) {
+            let n = match backing.locate(here.wrapping_sub(self.base)) {
                 Some((pa, follow)) => {
                     let n = left.min(usize::try_from(follow).unwrap_or(left));
-                    each(pa, done..done + n);
+                    each(&backing.host, pa, done..done + n);
                     n
                 }
                 // Up to the beginning of the memory there is nothing, and behind its end neither.
@@ -309,66 +333,67 @@ impl<M: DmaMemory> DmaMemory for GuestMemory<M> {
 
     #[inline]
     fn load64(&self, pa: Pa) -> u64 {
-        self.inner.word(pa).map_or(0, |pa| self.inner.backing.host.load64(pa))
+        self.inner.word(pa, |host, pa| host.load64(pa)).unwrap_or(0)
     }
 
     #[inline]
     fn store64(&self, pa: Pa, value: u64) {
-        if let Some(pa) = self.inner.word(pa) {
-            self.inner.backing.host.store64(pa, value);
-        }
+        // Outside of the memory there is nothing to store to.
+        let _outside = self.inner.word(pa, |host, pa| host.store64(pa, value));
     }
 
     fn cas64(&self, pa: Pa, expected: u64, new: u64) -> Result<(), u64> {
-        let pa = self.inner.word(pa).ok_or(0u64)?;
-        self.inner.backing.host.cas64(pa, expected, new)
+        self.inner.word(pa, |host, pa| host.cas64(pa, expected, new)).unwrap_or(Err(0))
     }
 
     fn load_run(&self, pa: Pa, words: &mut [u64]) {
         let whole = pa.get().is_multiple_of(8);
         words.fill(0);
-        self.inner.pieces(pa, if whole { words.len() * 8 } else { 0 }, |host, range| {
+        self.inner.pieces(pa, if whole { words.len() * 8 } else { 0 }, |memory, host, range| {
             if let Some(part) = words.get_mut(range.start / 8..range.end / 8) {
-                self.inner.backing.host.load_run(host, part);
+                memory.load_run(host, part);
             }
         });
     }
 
     fn store_run(&self, pa: Pa, count: usize, first: u64, step: u64) {
         let Some(len) = count.checked_mul(8).filter(|_| pa.get().is_multiple_of(8)) else { return };
-        self.inner.pieces(pa, len, |host, range| {
+        self.inner.pieces(pa, len, |memory, host, range| {
             let value = first.wrapping_add((range.start as u64 / 8).wrapping_mul(step));
-            self.inner.backing.host.store_run(host, range.len() / 8, value, step);
+            memory.store_run(host, range.len() / 8, value, step);
         });
     }
 
     fn read(&self, pa: Pa, buf: &mut [u8]) {
         buf.fill(0);
-        self.inner.pieces(pa, buf.len(), |host, range| {
+        self.inner.pieces(pa, buf.len(), |memory, host, range| {
             if let Some(part) = buf.get_mut(range) {
-                self.inner.backing.host.read(host, part);
+                memory.read(host, part);
             }
         });
     }
 
     fn write(&self, pa: Pa, buf: &[u8]) {
-        self.inner.pieces(pa, buf.len(), |host, range| {
+        self.inner.pieces(pa, buf.len(), |memory, host, range| {
             if let Some(part) = buf.get(range) {
-                self.inner.backing.host.write(host, part);
+                memory.write(host, part);
             }
         });
     }
 
     fn clean(&self, pa: Pa, len: usize) {
-        self.inner.pieces(pa, len, |host, range| self.inner.backing.host.clean(host, range.len()));
+        self.inner.pieces(pa, len, |memory, host, range| memory.clean(host, range.len()));
     }
 
     fn invalidate(&self, pa: Pa, len: usize) {
-        self.inner.pieces(pa, len, |host, range| self.inner.backing.host.invalidate(host, range.len()));
+        self.inner.pieces(pa, len, |memory, host, range| memory.invalidate(host, range.len()));
     }
 
     #[inline]
     fn wmb(&self) {
-        self.inner.backing.host.wmb();
+        core::sync::atomic::fence(Ordering::SeqCst);
+        if let Some(backing) = self.inner.backing.read().as_ref() {
+            backing.host.wmb();
+        }
     }
 }

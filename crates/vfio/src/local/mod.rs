@@ -103,7 +103,7 @@ impl<M: DmaMemory + 'static> LocalVm<M> {
 
     /// The machine dies, in the middle of whatever it does: its memory and registers are out of its reach at once. Its
     /// devices go on until the host takes them ([`Passthrough::reap`](crate::Passthrough::reap)); its memory is zeroed and
-    /// given back when nobody holds the machine and no device can reach it any more.
+    /// given back as soon as no device can reach it any more, whatever of the guest still holds a handle.
     pub fn kill(&self) {
         self.memory.kill();
         self.bus.kill();

@@ -139,11 +139,10 @@ impl Board {
         Ok(())
     }
 
-    /// Every page of the board's memory.
-    fn pages(&mut self) -> Array {
+    /// Every page of the board's memory. There are more than a script's list holds.
+    fn pages(&self) -> Vec<u64> {
         let regions = self.world.system.machine().memory().regions();
-        let pages = regions.flat_map(|(base, size)| (base..base + size).step_by(PAGE as usize));
-        pages.map(|page| Dynamic::from(page as i64)).collect()
+        regions.flat_map(|(base, size)| (base..base + size).step_by(PAGE as usize)).collect()
     }
 
     /// How many 32-bit words of these pages hold a value.
@@ -159,9 +158,8 @@ impl Board {
     }
 
     /// Machine `vm` tries to write and to read each of the pages, and the other proxies go on with their loop test meanwhile.
-    fn aim(&mut self, vm: VmHandle, pages: Array, others: Array, bytes: i64) -> Result<Map> {
+    fn aim(&mut self, vm: VmHandle, pages: Vec<u64>, others: Array, bytes: i64) -> Result<Map> {
         self.same(&vm.board)?;
-        let pages = addresses(pages)?;
         let own: BTreeSet<u64> = vm.pages()?;
         let machine = vm.vm()?;
         let guest = vm.guest()?;
@@ -485,9 +483,14 @@ pub fn register(engine: &mut Engine) {
         .register_fn("release", Board::release)
         .register_fn("reap", Board::reap)
         .register_fn("work", Board::work)
-        .register_fn("pages", Board::pages)
         .register_fn("count_in_pages", Board::count_in_pages)
-        .register_fn("aim", Board::aim);
+        .register_fn("aim", |b: &mut Board, vm: VmHandle, pages: Array, others: Array, bytes: i64| {
+            b.aim(vm, addresses(pages)?, others, bytes)
+        })
+        .register_fn("aim_everywhere", |b: &mut Board, vm: VmHandle, others: Array, bytes: i64| {
+            let pages = b.pages();
+            b.aim(vm, pages, others, bytes)
+        });
     engine
         .register_type_with_name::<VmHandle>("Vm")
         .register_get("name", |vm: &mut VmHandle| vm.name.clone())

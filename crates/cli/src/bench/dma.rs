@@ -1,0 +1,298 @@
+//! Goals 12 and 13, and those of the board with two AXI DMAs: addresses, mappings, a loop through descriptors, two virtual
+//! machines on two threads.
+
+use std::hint::black_box;
+use std::sync::{Arc, Barrier};
+use std::time::{Duration, Instant};
+
+use portcullis_arch::axidma::{BdControl, Descriptor, Dmacr, MM2S, S2MM, bd, reg};
+use portcullis_arch::{Iova, Pa};
+use portcullis_board::MachineDescription;
+use portcullis_board::guest::Guest;
+use portcullis_board::os::host::DmaOptions;
+use portcullis_board::os::proxy::LoopClient as _;
+use portcullis_board::sim::{EngineKind, Machine, Memory, Options};
+use portcullis_board::system::{BootOptions, System};
+use portcullis_bus::Activity;
+use portcullis_hal::Mmio as _;
+use portcullis_iommu::DefaultDomain;
+use portcullis_iommu::dma::{Coherent, DmaDevice, DmaSpace};
+use portcullis_iommu::dma::{Direction, DmaAttrs};
+use portcullis_iommu::iova::{IovaConfig, IovaDomain};
+use portcullis_proxy::test::Arguments;
+
+use super::timing::{Random, against, in_rmw, once};
+use super::{Figure, Goal};
+use crate::dma_proxy::guest;
+use crate::shipped::choose;
+
+const LIMIT: Iova = Iova((1 << 48) - 1);
+const PAGE: u64 = 4096;
+
+fn in_rmw_figure(goal_number: u32, what: &str, (ns, ratio): (f64, f64), goal: f64) -> Figure {
+    Figure {
+        goal_number,
+        what: what.into(),
+        figure: ns,
+        figure_unit: "ns",
+        ratio,
+        ratio_unit: "RMW",
+        goal: Goal::AtMost(goal),
+    }
+}
+
+fn scaling(goal_number: u32, what: &str, best: f64, unit: &'static str, mut ratios: Vec<f64>) -> Figure {
+    ratios.sort_by(f64::total_cmp);
+    Figure {
+        goal_number,
+        what: what.into(),
+        figure: best,
+        figure_unit: unit,
+        ratio: ratios[ratios.len() / 2],
+        ratio_unit: "x one",
+        goal: Goal::AtLeast(1.8),
+    }
+}
+
+/// Goal 12.
+pub fn addresses() -> Vec<Figure> {
+    const N: u64 = 1 << 16;
+    let domain = |cpus| {
+        let config = IovaConfig { granule: PAGE, first: Iova(0), last: LIMIT, cpus };
+        Arc::new(IovaDomain::new(config).expect("48 bits of 4K pages"))
+    };
+    let shared = domain(1);
+    let mut local = shared.local();
+    let cached = in_rmw(N, || {
+        for _ in 0..N {
+            let iova = local.alloc(black_box(PAGE), LIMIT).expect("room");
+            local.free(black_box(iova), PAGE).expect("in use");
+        }
+    });
+    let tree = domain(0);
+    let mut random = Random::new(7);
+    let mut length = move || (1 + (random.next() >> 11) % 64) * PAGE;
+    let mut pick = Random::new(11);
+    let mut live = Vec::new();
+    while live.len() < 10_000 {
+        let len = length();
+        live.push((tree.alloc(0, len, LIMIT).expect("room"), len));
+    }
+    let mut step = |n: u64| {
+        for _ in 0..n {
+            let i = ((pick.next() >> 11) % 10_000) as usize;
+            let (iova, len) = live[i];
+            tree.free(0, iova, len).expect("in use");
+            let len = length();
+            live[i] = (tree.alloc(0, len, LIMIT).expect("room"), len);
+        }
+    };
+    step(200_000);
+    let slow = in_rmw(N, || step(N));
+    vec![
+        in_rmw_figure(12, "IOVA alloc+free, cached", cached, 1.8),
+        in_rmw_figure(12, "IOVA alloc+free, tree, 10k live, random sizes", slow, 43.0),
+    ]
+}
+
+/// The board with two AXI DMAs, without a record of what happens. Everything snoops, so that what is measured is not the
+/// walk over cache lines.
+fn system(lazy: bool) -> System {
+    let chosen = choose("zynqmp-hp0-2dma").expect("a shipped board");
+    let mut description = MachineDescription::from_tree(&chosen.tree).expect("a good tree");
+    description.smmus.iter_mut().for_each(|s| s.dma_coherent = true);
+    description.axi_dmas.iter_mut().for_each(|d| d.dma_coherent = true);
+    description.dma_proxies.iter_mut().for_each(|p| p.dma_coherent = true);
+    let options = Options { plain_ports: true, ..Options::default() };
+    let machine = Machine::build(description, options).expect("a board that can be built");
+    machine.tracer().mute(true);
+    let boot = BootOptions {
+        default_domain: DefaultDomain::Translated,
+        dma: DmaOptions { lazy, debug: false },
+        ..BootOptions::default()
+    };
+    System::boot(machine, &boot).expect("a board that boots")
+}
+
+/// Time of `threads` threads that map and unmap `n` times each, with a part of the space of their own.
+fn together(device: &DmaDevice<Memory>, space: &Arc<DmaSpace>, threads: usize, n: u64) -> Duration {
+    let barrier = Barrier::new(threads);
+    let work = || {
+        let mut local = space.local();
+        let mut go = |n| {
+            for _ in 0..n {
+                let pa = black_box(Pa(0x1234_5000));
+                let iova = local.map_single(device, pa, PAGE, Direction::ToDevice, DmaAttrs::NONE);
+                let iova = iova.expect("room");
+                local.unmap_single(device, iova, PAGE, Direction::ToDevice, DmaAttrs::NONE).expect("mapped");
+            }
+        };
+        go(2000);
+        barrier.wait();
+        let start = Instant::now();
+        go(n);
+        start.elapsed()
+    };
+    std::thread::scope(|scope| {
+        let all: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
+        all.into_iter().map(|t| t.join().unwrap_or_default()).max().unwrap_or_default()
+    })
+}
+
+/// Goal 13: the DMA API over the SMMUv2's driver and model, lazy.
+pub fn mappings() -> Vec<Figure> {
+    const N: u64 = 1 << 16;
+    let system = system(true);
+    let stack = system.os().axi().get("axidma0").expect("bound at boot");
+    let device = stack.dma().clone();
+    let space = device.space().expect("a domain that translates").clone();
+    let mut local = space.local();
+    let one = in_rmw(N, || {
+        for _ in 0..N {
+            let pa = black_box(Pa(0x1234_5000));
+            let iova = local.map_single(&device, pa, PAGE, Direction::ToDevice, DmaAttrs::NONE);
+            let iova = iova.expect("room");
+            local.unmap_single(&device, iova, PAGE, Direction::ToDevice, DmaAttrs::NONE).expect("mapped");
+        }
+    });
+    drop(local);
+    const EACH: u64 = 400_000;
+    let rate = |threads: usize| {
+        (threads as u64 * EACH) as f64 / together(&device, &space, threads, EACH).as_secs_f64()
+    };
+    let (mut best, mut ratios) = (0.0f64, Vec::new());
+    for _ in 0..5 {
+        let (one, two) = (rate(1), rate(2));
+        best = best.max(two);
+        ratios.push(two / one);
+    }
+    vec![
+        in_rmw_figure(13, "DMA map+unmap 4K, lazy", one, 6.3),
+        scaling(13, "DMA map+unmap 4K, two threads in one domain", best / 1e6, "M/s", ratios),
+    ]
+}
+
+/// Descriptors for a loop of `len` bytes, and a way to run it.
+struct Loop<'a> {
+    system: &'a System,
+    slot: usize,
+    registers: portcullis_board::sim::Registers,
+    ring: Coherent<Memory>,
+    buffers: Coherent<Memory>,
+    len: u64,
+}
+
+impl<'a> Loop<'a> {
+    fn new(system: &'a System, len: u64) -> Self {
+        let machine = system.machine();
+        let found = machine.engines().iter().enumerate();
+        let (slot, engine) = found
+            .filter(|(_, e)| matches!(e.engine, EngineKind::AxiDma(_)))
+            .map(|(i, e)| (i, e))
+            .next()
+            .expect("the board has cores");
+        let device = system.os().axi().get(&engine.name).expect("bound at boot").dma().clone();
+        let ring = device.alloc_coherent(PAGE).expect("memory");
+        let buffers = device.alloc_coherent(2 * len).expect("memory");
+        let registers = machine.engine_registers(engine);
+        let this = Self { system, slot, registers, ring, buffers, len };
+        this.write(MM2S, reg::DMACR, Dmacr::new().with_reset(true).into_bits());
+        for (block, descriptor) in [(S2MM, 64), (MM2S, 0)] {
+            this.address(block, reg::CURDESC, descriptor);
+            let run = Dmacr::new().with_rs(true).with_irq_threshold(1);
+            this.write(block, reg::DMACR, run.into_bits());
+        }
+        this
+    }
+    fn write(&self, block: u32, offset: u32, value: u32) {
+        self.registers.write32((block + offset) as usize, value);
+    }
+    fn address(&self, block: u32, offset: u32, descriptor: u64) {
+        let at = self.ring.iova().get() + descriptor;
+        self.write(block, offset, at as u32);
+        self.write(block, offset + 4, (at >> 32) as u32);
+    }
+    /// One transfer: two descriptors written, two tails, the engine's work, two status words read. Each descriptor leads to
+    /// itself, so that the next tail starts it again.
+    fn once(&self) {
+        let control = BdControl::new().with_length(self.len as u32);
+        let from = self.buffers.iova().get();
+        for (block, at, buffer, control) in [
+            (S2MM, 64, from + self.len, control),
+            (MM2S, 0, from, control.with_sof(true).with_eof(true)),
+        ] {
+            let next = self.ring.iova().get() + at;
+            let descriptor = Descriptor { next, buffer, control, status: Default::default() };
+            self.ring.write(at, &descriptor.bytes()).expect("inside");
+            self.address(block, reg::TAILDESC, at);
+        }
+        while self.system.machine().step_engine(self.slot) == Activity::Busy {}
+        for at in [0, 64] {
+            let status = self.ring.read32(at + bd::STATUS).expect("inside");
+            assert!(status >> 31 == 1, "the loop has to complete");
+        }
+    }
+}
+
+/// A loop of 64 KiB through descriptors, behind the SMMU, against memcpy of the same bytes.
+pub fn loops() -> Vec<Figure> {
+    const LEN: usize = 64 << 10;
+    const N: u64 = 2000;
+    let system = system(false);
+    let looped = Loop::new(&system, LEN as u64);
+    let source = vec![1u8; LEN];
+    let mut target = vec![0u8; LEN];
+    let (ns, ratio) = against(
+        N,
+        || (0..N).for_each(|_| looped.once()),
+        || {
+            once(N, || {
+                for _ in 0..N {
+                    black_box(&mut target[..]).copy_from_slice(black_box(&source[..]));
+                }
+            })
+        },
+    );
+    vec![Figure {
+        goal_number: 0,
+        what: "AXI DMA loop of 64 KiB through descriptors".into(),
+        figure: LEN as f64 / ns,
+        figure_unit: "GB/s",
+        ratio: 1.0 / ratio,
+        ratio_unit: "memcpy",
+        goal: Goal::AtLeast(0.7),
+    }]
+}
+
+/// Two virtual machines with an engine each, every byte compared by their own programs.
+pub fn machines() -> Vec<Figure> {
+    const TRANSFERS: i32 = 400;
+    const BYTES: i32 = 64 << 10;
+    let system = system(false);
+    let guests: Vec<Guest> =
+        ["A", "B"].iter().enumerate().map(|(i, name)| guest(&system, i, name).expect("a guest")).collect();
+    let rate = |guests: &[Guest]| {
+        let start = Instant::now();
+        std::thread::scope(|scope| {
+            for guest in guests {
+                scope.spawn(move || {
+                    let arguments = Arguments { transfers: TRANSFERS, bytes: BYTES };
+                    let core = guest.cores().first().expect("an engine each");
+                    let summary = core.proxy.run(arguments, &mut |_| {}).expect("buffers");
+                    assert!(summary.is_ok(), "every byte comes back");
+                });
+            }
+        });
+        let bytes = guests.len() as f64 * f64::from(TRANSFERS) * f64::from(BYTES);
+        bytes / start.elapsed().as_secs_f64()
+    };
+    rate(&guests);
+    let (mut best, mut ratios) = (0.0f64, Vec::new());
+    for _ in 0..5 {
+        let (one, two) = (rate(&guests[..1]), rate(&guests));
+        best = best.max(two);
+        ratios.push(two / one);
+    }
+    let what = "two virtual machines loop on two threads, verified";
+    vec![scaling(0, what, best / 1e6, "MB/s", ratios)]
+}
