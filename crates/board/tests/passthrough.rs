@@ -615,6 +615,31 @@ fn a_guest_that_maps_what_is_not_its_own_meets_stage_2() {
 }
 
 #[test]
+fn the_same_guest_boots_with_an_iommu_of_its_own() {
+    let rig = Rig::new();
+    let vm = machine(&rig, "A", 1);
+    let options = AssignOptions { viommu: true, ..AssignOptions::default() };
+    let assignment = assign_with(&rig, &vm, "axidma0", options);
+    let guest = Guest::boot(&rig.system, &vm, &[assignment]).unwrap();
+    let core = &guest.cores()[0];
+    let side = core.iommu.as_ref().unwrap();
+    for len in [1, 64 * KIB, 3_000_000] {
+        loops(&guest, len, len);
+    }
+    // Guest physical addresses mean nothing to the core now, and the guest hears of it by its own interrupt.
+    let buffer = core.stack.dma().alloc_coherent(4 * KIB).unwrap();
+    let physical = Iova(buffer.pa(0).unwrap().get());
+    assert_ne!(physical, buffer.iova());
+    let running = core.stack.begin(&[segment(buffer.iova(), KIB)], &[segment(physical, KIB)]).unwrap();
+    assert_eq!(running.wait(guest.clock(), PATIENCE_US), Err(refused(BusAccess::Read, physical)));
+    guest.clock().delay_us(1000);
+    let faults = side.core.take_faults().faults;
+    let [fault] = faults.as_slice() else { panic!("{faults:#?}") };
+    assert_eq!((fault.device, fault.report.iova), (Some(side.device), physical));
+    loops(&guest, 7, 64 * KIB);
+}
+
+#[test]
 fn a_guest_s_iommu_ends_with_its_assignment() {
     let nested = Nested::new(DefaultDomain::Translated);
     let stack = nested.stack();

@@ -14,8 +14,8 @@ use portcullis_hal::Clock;
 use portcullis_iommu::dma::{DeviceConfig, DmaDevice, DmaError, DmaSpace, SpaceConfig};
 use portcullis_iommu::{DefaultDomain, DeviceId, FwSpec, IommuCore, StreamMatch};
 use portcullis_vfio::{
-    Assignment, GuestIommu, GuestLines, GuestMemory, GuestMemoryConfig, LocalVm, LocalVmConfig, ViommuError, ViommuHost,
-    VmError,
+    Assignment, GuestIommu, GuestLines, GuestMemory, GuestMemoryConfig, LocalVm, LocalVmConfig, ViommuError,
+    ViommuHost, VmError,
 };
 use thiserror::Error;
 
@@ -58,7 +58,7 @@ pub enum GuestError {
         /// The client.
         device: String,
         /// Why.
-        error: ProxyError,
+        error: Box<ProxyError>,
     },
     /// Its virtual IOMMU.
     #[error("virtual IOMMU: {0}")]
@@ -263,7 +263,8 @@ impl Guest {
             let proxy_name = client.map_or_else(|| "dma-proxy".to_string(), |p| p.node.name.clone());
             let coherent = client.is_some_and(|p| p.dma_coherent);
             let proxy = proxy_of(&proxy_name, &stack, device(&proxy_name, coherent), clock.clone());
-            let proxy = proxy.map_err(|error| GuestError::Proxy { device: proxy_name.clone(), error })?;
+            let error = |error| GuestError::Proxy { device: proxy_name.clone(), error: Box::new(error) };
+            let proxy = proxy.map_err(error)?;
             cores.push(GuestCore { name, base: node.region.base.get(), lines, stack, proxy, iommu });
         }
         Ok(Self { vm: vm.clone(), tree, clock, cores })

@@ -181,11 +181,11 @@ impl HostDriver for AxiHost {
             Err(error) => return Err(error.to_string()),
         }
         let stack = lock(&self.stacks).remove(&device.name);
-        if let Some(stack) = stack {
-            if let Err(error) = stack.driver().stop() {
-                lock(&self.stacks).insert(device.name.clone(), stack);
-                return Err(error.to_string());
-            }
+        if let Some(stack) = stack
+            && let Err(error) = stack.driver().stop()
+        {
+            lock(&self.stacks).insert(device.name.clone(), stack);
+            return Err(error.to_string());
         }
         for interrupt in &device.interrupts {
             self.host.interrupts.remove(interrupt.line);

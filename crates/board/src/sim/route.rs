@@ -32,7 +32,7 @@ impl IouRoute {
 
 impl Mmio for IouRoute {
     fn mmio_read(&self, offset: u64, data: &mut [u8]) -> Result<(), BusError> {
-        if data.len() != 4 || offset % 4 != 0 {
+        if data.len() != 4 || !offset.is_multiple_of(4) {
             return Err(BusError::Slave);
         }
         let value = if offset == ROUTE { self.get() } else { 0 };
@@ -41,7 +41,7 @@ impl Mmio for IouRoute {
     }
     fn mmio_write(&self, offset: u64, data: &[u8]) -> Result<(), BusError> {
         let bytes: [u8; 4] = data.try_into().map_err(|_| BusError::Slave)?;
-        if offset % 4 != 0 {
+        if !offset.is_multiple_of(4) {
             return Err(BusError::Slave);
         }
         if offset == ROUTE {

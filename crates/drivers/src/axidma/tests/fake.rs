@@ -26,7 +26,10 @@ pub enum Reset {
 struct Side {
     control: u32,
     status: u32,
+    /// CURDESC: the descriptor in work, or the last one that was.
     current: u64,
+    /// The link of that one, once it is done.
+    next: Option<u64>,
     tail: u64,
     address: u64,
     length: u32,
@@ -97,7 +100,7 @@ impl FakeCore {
     /// One descriptor, or one direct transfer, of a side.
     pub fn step(&self, i: usize) -> bool {
         let mut inner = self.inner.lock();
-        let side = inner.sides[i].clone();
+        let mut side = inner.sides[i].clone();
         if !side.go || side.control & 1 == 0 || i == 0 && inner.blocked {
             return false;
         }
@@ -111,6 +114,10 @@ impl FakeCore {
                     true
                 },
             );
+        }
+        if let Some(next) = side.next.take() {
+            side.current = next;
+            (inner.sides[i].current, inner.sides[i].next) = (next, None);
         }
         if let Some(&(_, bit)) = inner.faults.iter().find(|(at, _)| *at == side.current) {
             inner.error(i, bit);
@@ -137,7 +144,7 @@ impl FakeCore {
         if side.current == side.tail && !cyclic {
             (side.go, side.status) = (false, side.status | 2);
         }
-        side.current = bd.next;
+        side.next = Some(bd.next);
         if ended {
             side.packets -= 1;
             if side.packets == 0 {
@@ -154,6 +161,8 @@ impl Inner {
         let status = if self.sg { DMASR_RESET_SG } else { DMASR_RESET_DIRECT };
         self.sides = [0, 1].map(|_| Side { control: DMACR_RESET, status, packets: 1, ..Side::default() });
         self.building.clear();
+        // The FIFO hangs on the same reset, as in S0.
+        self.stream.clear();
     }
 
     fn raise(&mut self, i: usize, bit: u32) {
@@ -229,7 +238,7 @@ impl Inner {
                 if value & 1 == 1 && starts {
                     side.status &= !1;
                 } else if value & 1 == 0 && (!side.go || halts) {
-                    (side.go, side.status) = (false, side.status & !2 | 1);
+                    (side.go, side.next, side.status) = (false, None, side.status & !2 | 1);
                 }
             }
             reg::DMASR => side.status &= !(value & irq::ALL),
