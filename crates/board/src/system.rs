@@ -21,7 +21,6 @@ use portcullis_iommu::dma::{Coherent, DmaDevice};
 use portcullis_iommu::{DefaultDomain, DeviceId, Domain, FwSpec, InstanceId, IommuCore, Prot};
 use thiserror::Error;
 
-use crate::machine::Streams;
 use crate::os::Os;
 use crate::os::host::DmaOptions;
 use crate::sim::{Clock, EngineKind, EngineSlot, Machine, Memory, Registers, SmmuSlot, Stuck};
@@ -387,10 +386,8 @@ impl System {
         if let Some(ids) = instead {
             return ids.iter().map(|id| StreamMatch::exact(*id)).collect();
         }
-        let none = Streams::default();
-        let master = self.machine.description().master(&engine.path);
-        let streams = master.map_or(&none, |m| &m.streams);
-        let here = streams.declared.iter().filter(|s| Some(s.smmu) == engine.smmu);
+        let streams = self.machine.description().engine_streams(&engine.path);
+        let here = streams.into_iter().flat_map(|s| &s.declared).filter(|s| Some(s.smmu) == engine.smmu);
         here.map(|s| StreamMatch::masked(s.id.get(), s.mask)).collect()
     }
 

@@ -164,8 +164,9 @@ impl State {
         }
         let ops = self.ops(group.instance)?;
         let members = || group.devices.iter().filter_map(|device| self.devices.get(device));
+        let default = Arc::ptr_eq(domain, &group.default);
         for device in members() {
-            map_direct_regions(device, domain)?;
+            map_direct_regions(device, domain, default)?;
         }
         for (done, device) in members().enumerate() {
             if let Err(error) = ops.attach(&device.master, &*domain.ops) {
@@ -195,9 +196,13 @@ fn paging_spec(ops: &dyn IommuOps) -> DomainSpec {
     }
 }
 
-fn map_direct_regions(device: &Device, domain: &Domain) -> Result<(), Error> {
-    let direct = |region: &&ReservedRegion| {
-        matches!(region.kind, ReservedKind::Direct | ReservedKind::DirectRelaxable)
+/// Maps what a device needs to have mapped. What its owner may give up is there in its default domain only, as in Linux
+/// (`iommu_create_device_direct_mappings`): a domain of somebody else's choice holds nothing of the host's.
+fn map_direct_regions(device: &Device, domain: &Domain, default: bool) -> Result<(), Error> {
+    let direct = |region: &&ReservedRegion| match region.kind {
+        ReservedKind::Direct => true,
+        ReservedKind::DirectRelaxable => default,
+        _ => false,
     };
     for region in device.reserved.iter().filter(direct) {
         if !domain.map_direct(region)? {
@@ -337,8 +342,10 @@ impl IommuCore {
             (None, Some(group)) => group.domain.clone(),
             (None, None) => return Err((device.master, Error::UnknownGroup(group))),
         };
+        let default = state.groups.get(&group).is_none_or(|group| Arc::ptr_eq(&group.default, &domain));
         let attached =
-            map_direct_regions(&device, &domain).and_then(|()| Ok(ops.attach(&device.master, &*domain.ops)?));
+            map_direct_regions(&device, &domain, default)
+                .and_then(|()| Ok(ops.attach(&device.master, &*domain.ops)?));
         if let Err(error) = attached {
             spare.extend([Some(domain), new_domain].into_iter().flatten());
             return Err((device.master, error));

@@ -11,7 +11,7 @@ use crate::Prot;
 pub enum ReservedKind {
     /// Firmware or the device itself uses it: must be mapped one to one before any attach, and forbids blocking.
     Direct,
-    /// As direct, but the owner of the device may give it up.
+    /// As direct, but the owner of the device may give it up: mapped in its default domain only.
     DirectRelaxable,
     /// Must not be mapped: the address does not reach the IOMMU.
     Reserved,

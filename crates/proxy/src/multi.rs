@@ -155,12 +155,16 @@ impl<M: DmaMemory + Clone + 'static, C: Clock> MultiProxy<M, C> {
 
     /// `FINISH_XFER`: waits for a buffer's transfer.
     pub fn finish(&self, channel: usize, buffer: usize) -> Result<ProxyStatus, ProxyError> {
-        let (found, at, flight) = self.buffer(channel, buffer)?;
-        let flight = flight.lock().take();
-        let Some(flight) = flight else { return self.status(channel, buffer) };
-        found.port.set_word(at + STATUS, ProxyStatus::Busy as u32);
+        let (found, at, place) = self.buffer(channel, buffer)?;
+        let flight = {
+            let place = place.lock();
+            // It stays in its place meanwhile: nobody starts another.
+            let Some(flight) = place.clone() else { return self.status(channel, buffer) };
+            found.port.set_word(at + STATUS, ProxyStatus::Busy as u32);
+            flight
+        };
         let (status, message) = found.port.finish(&flight, &self.clock);
-        found.port.set_word(at + STATUS, status as u32);
+        found.port.settle(place, &flight, at + STATUS, status);
         if let Some(message) = message {
             self.note(format!("{}: {message}", found.name));
         }

@@ -8,11 +8,12 @@ use core::fmt;
 
 use portcullis_arch::Iova;
 use portcullis_drivers::dmaengine::{
-    Capability, ChannelError, ChannelHandle, ChannelRequest, Cookie, Direction, Registry, Segment, Signal,
-    State,
+    Callback, Capability, ChannelError, ChannelHandle, ChannelRequest, Completion, Cookie, Direction,
+    Registry, Segment,
 };
-use portcullis_hal::{Clock, DmaMemory};
+use portcullis_hal::{Clock, DmaMemory, poll};
 use portcullis_iommu::dma::{Coherent, DmaDevice};
+use spin::Mutex;
 
 use crate::ProxyError;
 
@@ -92,11 +93,19 @@ impl ProxyStatus {
     }
 }
 
-/// A transfer on its way.
-#[derive(Debug)]
+/// A transfer on its way. It keeps its end itself: a channel remembers its last transactions only, and a user may ask
+/// after any number of them.
+#[derive(Clone, Debug)]
 pub(crate) struct Flight {
     cookie: Cookie,
-    signal: Arc<Signal>,
+    end: Arc<Mutex<Option<Completion>>>,
+}
+
+impl Flight {
+    /// True if nothing more will happen to it.
+    pub fn is_over(&self) -> bool {
+        self.end.lock().is_some()
+    }
 }
 
 /// A channel and the memory that it works on.
@@ -171,37 +180,42 @@ impl<M: DmaMemory + Clone + 'static> Port<M> {
     pub fn start(&self, offset: u64, len: u64) -> Result<Flight, ChannelError> {
         let segment = Segment { address: self.iova.wrapping_add(offset), len };
         let descriptor = self.channel.prep_slave_sg(&[segment], self.direction)?;
-        let signal = Arc::new(Signal::new());
-        let raised = signal.clone();
-        let cookie = self.channel.submit(descriptor, Some(Box::new(move |_| raised.complete())))?;
+        let end = Arc::new(Mutex::new(None));
+        let told = end.clone();
+        let callback: Callback = Box::new(move |completion| *told.lock() = Some(*completion));
+        let cookie = self.channel.submit(descriptor, Some(callback))?;
         self.channel.issue_pending();
-        Ok(Flight { cookie, signal })
+        Ok(Flight { cookie, end })
     }
 
-    /// True if nothing more will happen to a transfer.
-    pub fn is_over(&self, flight: &Flight) -> bool {
-        self.channel.status(flight.cookie).is_over()
-    }
     /// Waits for a transfer. Time first, then the engine's word, as the original does it. Gives what to log, too.
     pub fn finish(&self, flight: &Flight, clock: &impl Clock) -> (ProxyStatus, Option<String>) {
-        let Flight { cookie, signal } = flight;
-        if signal.wait(clock, TIMEOUT_MS * 1000).is_err() {
+        let over = || u64::from(flight.is_over());
+        if poll(clock, "the end of a transfer", TIMEOUT_MS * 1000, over, |over| over == 1).is_err() {
             let mut message = String::from("DMA timed out");
             if let Err(error) = self.channel.terminate() {
                 message = format!("{message}, and {} does not stop: {error}", self.name());
             }
             return (ProxyStatus::Timeout, Some(message));
         }
-        match self.channel.status(*cookie).state {
-            State::Complete => (ProxyStatus::NoError, None),
-            State::Failed(error) => {
+        let end = *flight.end.lock();
+        match end.map(|completion| completion.result) {
+            Some(Err(error)) => {
                 let message = format!("DMA returned completion callback status of: error ({error})");
                 (ProxyStatus::Error, Some(message))
             }
-            state => {
-                let message = format!("DMA returned completion callback status of: {state:?}");
-                (ProxyStatus::Error, Some(message))
-            }
+            // The wait is over, so it has ended.
+            Some(Ok(())) | None => (ProxyStatus::NoError, None),
+        }
+    }
+
+    /// Sets the status of a transfer that [`finish`](Self::finish) waited for, and makes room for the next. Somebody
+    /// else who waited may have done so already, and the next may run.
+    pub fn settle(&self, place: &Mutex<Option<Flight>>, ended: &Flight, at: u64, status: ProxyStatus) {
+        let mut now = place.lock();
+        if now.as_ref().is_some_and(|now| now.cookie == ended.cookie) {
+            self.set_word(at, status as u32);
+            *now = None;
         }
     }
 }

@@ -173,15 +173,16 @@ impl<M: DmaMemory + Clone + 'static, C: Clock> Proxy<M, C> {
     /// True if [`finish`](Self::finish) would not wait.
     pub fn is_done(&self, side: Side) -> bool {
         let interface = self.interface(side);
-        interface.flight.lock().as_ref().is_none_or(|flight| interface.port.is_over(flight))
+        interface.flight.lock().as_ref().is_none_or(Flight::is_over)
     }
     /// Waits for what [`start`](Self::start) started, and gives its status; of what was not started, too.
     pub fn finish(&self, side: Side) -> ProxyStatus {
         let interface = self.interface(side);
-        let flight = interface.flight.lock().take();
+        // It stays in its place meanwhile: nobody starts another.
+        let flight = interface.flight.lock().clone();
         let Some(flight) = flight else { return interface.status() };
         let (status, message) = interface.port.finish(&flight, &self.clock);
-        interface.set_status(status);
+        interface.port.settle(&interface.flight, &flight, STATUS, status);
         if let Some(message) = message {
             self.note(side, &message);
         }

@@ -18,6 +18,7 @@ use spin::Mutex;
 use crate::test::{Arguments, USAGE, run};
 use crate::*;
 
+type Meanwhile = alloc::boxed::Box<dyn FnOnce() + Send>;
 type Pending = (Cookie, Segment, Option<Notifier>);
 
 /// What one channel has to do.
@@ -37,6 +38,8 @@ struct Wire {
     dead: Mutex<bool>,
     refuses_writes: Mutex<bool>,
     stuck: Mutex<bool>,
+    /// What another processor does when somebody waits.
+    meanwhile: Mutex<Option<Meanwhile>>,
 }
 
 impl Wire {
@@ -175,6 +178,7 @@ fn rig() -> Rig {
         dead: Mutex::new(false),
         refuses_writes: Mutex::new(false),
         stuck: Mutex::new(false),
+        meanwhile: Mutex::new(None),
     });
     let registry = Registry::new();
     for (cell, direction) in [(0, Direction::MemToDev), (1, Direction::DevToMem)] {
@@ -182,7 +186,13 @@ fn rig() -> Rig {
     }
     let device = DmaDevice::direct("dma_proxy", memory, DeviceConfig::default());
     let works = wire.clone();
-    let clock = Arc::new(FakeClock::with_hook(move |_| works.work()));
+    let clock = Arc::new(FakeClock::with_hook(move |_| {
+        let meanwhile = works.meanwhile.lock().take();
+        if let Some(meanwhile) = meanwhile {
+            meanwhile();
+        }
+        works.work();
+    }));
     Rig { wire, registry, device, clock }
 }
 
@@ -427,4 +437,58 @@ fn two_threads_may_use_the_two_sides() {
     let mut bytes = [0; 4096];
     proxy.interface(Side::Rx).read(0, &mut bytes).unwrap();
     assert_eq!(bytes, [7; 4096]);
+}
+
+#[test]
+fn a_buffer_is_busy_while_somebody_waits_for_its_transfer() {
+    let rig = rig();
+    let proxy = Arc::new(rig.proxy());
+    for side in [Side::Tx, Side::Rx] {
+        proxy.interface(side).set_length(64);
+        proxy.start(side).unwrap();
+    }
+    let (other, seen) = (proxy.clone(), Arc::new(Mutex::new(None)));
+    let sees = seen.clone();
+    let meanwhile = move || {
+        let refused = matches!(other.start(Side::Rx), Err(ProxyError::Busy));
+        *sees.lock() = Some((refused, other.is_done(Side::Rx)));
+    };
+    *rig.wire.meanwhile.lock() = Some(alloc::boxed::Box::new(meanwhile));
+    assert_eq!(proxy.finish(Side::Rx), ProxyStatus::NoError);
+    assert_eq!(*seen.lock(), Some((true, false)));
+    assert_eq!(proxy.finish(Side::Tx), ProxyStatus::NoError);
+}
+
+#[test]
+fn two_may_wait_for_one_transfer() {
+    let rig = rig();
+    let proxy = Arc::new(rig.proxy());
+    for side in [Side::Tx, Side::Rx] {
+        proxy.interface(side).set_length(64);
+        proxy.start(side).unwrap();
+    }
+    let (other, seen) = (proxy.clone(), Arc::new(Mutex::new(None)));
+    let sees = seen.clone();
+    let meanwhile = move || *sees.lock() = Some(other.finish(Side::Rx));
+    *rig.wire.meanwhile.lock() = Some(alloc::boxed::Box::new(meanwhile));
+    assert_eq!(proxy.finish(Side::Rx), ProxyStatus::NoError);
+    assert_eq!(*seen.lock(), Some(ProxyStatus::NoError));
+}
+
+#[test]
+fn an_old_transfer_is_not_forgotten_before_somebody_finishes_it() {
+    let rig = rig();
+    let proxy = rig.multi();
+    let round = |buffer| {
+        for channel in [0, 1] {
+            proxy.set_length(channel, buffer, 8).unwrap();
+            proxy.start(channel, buffer).unwrap();
+        }
+    };
+    round(0);
+    for _ in 0..300 {
+        round(1);
+        assert_eq!([0, 1].map(|channel| proxy.finish(channel, 1).unwrap()), [ProxyStatus::NoError; 2]);
+    }
+    assert_eq!([0, 1].map(|channel| proxy.finish(channel, 0).unwrap()), [ProxyStatus::NoError; 2]);
 }

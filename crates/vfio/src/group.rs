@@ -17,17 +17,37 @@ pub(crate) struct GroupCore {
     pub id: GroupId,
     pub instance: InstanceId,
     blocking: Arc<Domain>,
+    /// How often the group has been attached somewhere. Who puts it back where it was looks whether somebody else has
+    /// moved it meanwhile.
+    moves: Mutex<u64>,
 }
 
 impl GroupCore {
     /// Nothing of the group reaches memory any more.
     pub fn block(&self) -> Result<(), VfioError> {
-        Ok(self.registry.core().attach_group(self.id, &self.blocking)?)
+        self.attach(&self.blocking).map(drop)
+    }
+
+    /// Attaches the group; gives the number of the move.
+    pub fn attach(&self, domain: &Arc<Domain>) -> Result<u64, VfioError> {
+        let mut moves = self.moves.lock();
+        *moves += 1;
+        self.registry.core().attach_group(self.id, domain)?;
+        Ok(*moves)
+    }
+
+    /// Attaches the group where it was before a move, unless it has been moved since.
+    fn put_back(&self, after: u64, before: &Arc<Domain>) -> Result<(), VfioError> {
+        let moves = self.moves.lock();
+        match *moves == after {
+            true => Ok(self.registry.core().attach_group(self.id, before)?),
+            false => Ok(()),
+        }
     }
 
     /// Stops a device. One that does not stop is blocked, so that its next access ends its run, and tried again; then
-    /// the group is in the domain it had before. One that still does not stop leaves the group quarantined, if its reset is
-    /// required.
+    /// the group is in the domain it had before, unless somebody has moved it meanwhile. One that still does not stop leaves
+    /// the group quarantined, if its reset is required.
     pub fn stop(&self, id: DeviceId, device: &PlatformDevice) -> Result<(), VfioError> {
         let Some(driver) = self.registry.reset_driver(device) else { return Ok(()) };
         let clock = self.registry.clock();
@@ -35,23 +55,24 @@ impl GroupCore {
             return Ok(());
         }
         let before = self.registry.core().domain_of(id)?;
-        self.block()?;
+        let blocked = self.attach(&self.blocking)?;
         match driver.reset(device, clock) {
-            Ok(()) => Ok(self.registry.core().attach_group(self.id, &before)?),
-            Err(error) => Err(self.failed(error, device)),
+            Ok(()) => self.put_back(blocked, &before),
+            Err(error) if self.registry.options(&device.name).reset_required => Err(self.distrust(&error)),
+            Err(error) => {
+                self.put_back(blocked, &before)?;
+                Err(error.into())
+            }
         }
     }
 
-    fn failed(&self, error: ResetError, device: &PlatformDevice) -> VfioError {
-        if self.registry.options(&device.name).reset_required {
-            let refusal = self.registry.quarantine(self.id, &error, &self.blocking);
-            // Once more: a guest may have changed its table meanwhile. From now on it cannot.
-            match self.block() {
-                Ok(()) => refusal,
-                Err(error) => error,
-            }
-        } else {
-            error.into()
+    /// The group is blocked, and nobody gets it.
+    pub fn distrust(&self, error: &ResetError) -> VfioError {
+        let refusal = self.registry.quarantine(self.id, error, &self.blocking);
+        // Once more: a guest may have changed its table meanwhile. From now on it cannot.
+        match self.block() {
+            Ok(()) => refusal,
+            Err(error) => error,
         }
     }
 
@@ -94,7 +115,7 @@ impl Group {
         let instance = iommu.device(first.ok_or(VfioError::Released(id))?)?.instance;
         let blocking = iommu.alloc_domain(instance, DomainSpec::Blocked)?;
         iommu.attach_group(id, &blocking)?;
-        let core = Arc::new(GroupCore { registry, id, instance, blocking });
+        let core = Arc::new(GroupCore { registry, id, instance, blocking, moves: Mutex::new(0) });
         for (device, platform) in &members {
             let Err(error) = core.stop(*device, platform) else { continue };
             if core.is_quarantined() || core.registry.options(&platform.name).reset_required {

@@ -45,6 +45,8 @@ mod reset;
 mod testing;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tests_review;
 mod viommu;
 mod vm;
 mod window;

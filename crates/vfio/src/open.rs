@@ -11,7 +11,7 @@ use spin::Mutex;
 
 use crate::group::GroupCore;
 use crate::irq::Line;
-use crate::{EventSink, Interrupt, PlatformDevice, RegionWindow, VfioError};
+use crate::{EventSink, Interrupt, PlatformDevice, RegionWindow, ResetError, ResetFailure, VfioError};
 
 /// A device that its user program or virtual machine has open. Closing it stops the device.
 pub struct VfioDevice {
@@ -189,7 +189,8 @@ impl VfioDevice {
     /// calls do nothing.
     ///
     /// # Errors
-    /// [`VfioError::Quarantined`]: it does not stop, and its group is blocked for good. It is closed all the same.
+    /// [`VfioError::Quarantined`]: it does not stop, or somebody does not come back from its registers, and its group is blocked
+    /// for good. It is closed all the same.
     pub fn close(&self) -> Result<(), VfioError> {
         if core::mem::replace(&mut *self.closed.lock(), true) {
             return Ok(());
@@ -200,11 +201,13 @@ impl VfioDevice {
         }
         let sinks: Vec<_> = self.lines.lock().iter_mut().filter_map(|line| line.set_sink(None)).collect();
         drop(sinks);
+        let mut result = Ok(());
         if !quiet {
-            // Whoever is still inside of a register access could start it again.
-            self.group.block()?;
+            // Whoever is still inside of a register access could start it again, whenever that is.
+            let (device, what) = (self.device.name.clone(), ResetFailure::InUse);
+            result = Err(self.group.distrust(&ResetError { device, what, registers: Vec::new() }));
         }
-        self.group.stop(self.id, &self.device)
+        result.and(self.group.stop(self.id, &self.device))
     }
 }
 

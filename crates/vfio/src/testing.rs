@@ -9,7 +9,7 @@ use core::sync::atomic::{AtomicBool, Ordering};
 
 use portcullis_arch::Pa;
 use portcullis_drivers::smmuv2::{Options, SmmuV2};
-use portcullis_hal::Clock;
+use portcullis_hal::{Clock, DmaMemory};
 use portcullis_hal::fake::{FakeClock, FakeMemory, FakeMmio};
 use portcullis_iommu::{DefaultDomain, DeviceId, FwSpec, InstanceId, IommuCore, ReservedRegion};
 use spin::Mutex;
@@ -151,8 +151,8 @@ impl HostDriver for FakeDriver {
 const S2CR: usize = 0xc00;
 
 /// An SMMUv2 whose TLB never synchronises while the flag is set.
-pub fn smmu(
-    memory: &Arc<FakeMemory>,
+pub fn smmu<M: DmaMemory + Clone + 'static>(
+    memory: &M,
 ) -> (Arc<dyn portcullis_iommu::IommuOps>, Arc<FakeMmio>, Arc<AtomicBool>) {
     let stuck = Arc::new(AtomicBool::new(false));
     let busy = stuck.clone();

@@ -13,7 +13,7 @@ use crate::Region;
 /// Set in the count of accesses once the window is revoked.
 const REVOKED: usize = 1 << (usize::BITS - 1);
 /// How often a revocation looks for accesses to end: long for a register access, short for a user who waits.
-const SPINS: u32 = 200_000_000;
+const SPINS: u32 = if cfg!(test) { 20_000_000 } else { 200_000_000 };
 
 /// A region of a device. As [`Mmio`]: accesses that are misaligned or outside, and all once it is revoked, read ones and write
 /// nothing.

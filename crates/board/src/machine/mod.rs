@@ -497,6 +497,16 @@ impl MachineDescription {
     pub fn master(&self, path: &str) -> Option<&Master> {
         self.masters.iter().find(|m| m.node.path == path)
     }
+    /// The streams of the engine with this path, as its own description has them.
+    pub fn engine_streams(&self, path: &str) -> Option<&Streams> {
+        let channels = self.dma_channels.iter().map(|c| (&c.node, &c.streams));
+        let writers = self.pl_writers.iter().map(|w| (&w.node, &w.streams));
+        let testers = self.test_devices.iter().map(|d| (&d.node, &d.streams));
+        let cores = self.axi_dmas.iter().map(|d| (&d.node, &d.streams));
+        let nics = self.nics.iter().map(|n| (&n.node, &n.streams));
+        let mut all = channels.chain(writers).chain(testers).chain(cores).chain(nics);
+        all.find(|(node, _)| node.path == path).map(|(_, streams)| streams)
+    }
     /// The SMMU that masters of the chip are behind: the one in use, or else the first.
     pub fn smmu(&self) -> Option<(usize, &Smmu)> {
         let mut all = self.smmus.iter().enumerate();
@@ -514,5 +524,7 @@ impl MachineDescription {
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tests_axidma;
 #[cfg(test)]
 mod tests_v3;

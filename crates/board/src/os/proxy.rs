@@ -144,9 +144,7 @@ impl<M: DmaMemory + Clone + 'static> LoopClient for ProxyOf<M> {
         self.proxy.clock().delay_us(1);
         let (tx, rx) = (self.proxy.is_done(Side::Tx), self.proxy.is_done(Side::Rx));
         // One side that failed leaves the other waiting for ever.
-        let failed = |side: Side| {
-            self.proxy.is_done(side) && self.proxy.finish(side) != ProxyStatus::NoError
-        };
+        let failed = |side: Side| self.proxy.is_done(side) && self.proxy.finish(side) != ProxyStatus::NoError;
         if !(tx && rx) && !((tx && failed(Side::Tx)) || (rx && failed(Side::Rx))) {
             return None;
         }
@@ -161,7 +159,8 @@ impl<M: DmaMemory + Clone + 'static> LoopClient for ProxyOf<M> {
         portcullis_proxy::test::run(&self.proxy, arguments, report).map_err(|e| e.to_string())
     }
     fn buffer(&self, channel: &str) -> Option<(Iova, Option<Pa>)> {
-        let side = [(TX_NAME, Side::Tx), (RX_NAME, Side::Rx)].into_iter().find(|(name, _)| *name == channel)?.1;
+        let side =
+            [(TX_NAME, Side::Tx), (RX_NAME, Side::Rx)].into_iter().find(|(name, _)| *name == channel)?.1;
         let iova = self.proxy.interface(side).iova();
         let pa = match self.dma.space() {
             Some(space) => space.domain().iova_to_phys(iova),

@@ -12,7 +12,7 @@ use portcullis_hal::{Clock, DmaMemory, Mmio, poll};
 use super::core::{Core, Mastery, RESET_TIMEOUT_US, State as CoreState, other};
 use super::error::HardwareError;
 use super::ring::{Chunk, split};
-use super::transaction::{Cyclic, Mode, Transaction};
+use super::transaction::{Cyclic, Transaction};
 use super::{AxiDmaError, ChannelConfig};
 use crate::dmaengine::{
     Callback, Caps, ChannelError, Cookie, Descriptor, DescriptorPool, Direction, DmaChannel, Notifier,
@@ -172,13 +172,12 @@ impl<R: Mmio, M: DmaMemory, C: Clock> AxiDmaChannel<R, M, C> {
             self.core.end_all(channel, direction);
             return Step::Done;
         }
+        // What is on its way to a receiver has to go with it, or the next one gets it.
+        let alone = busy && (direction == Direction::MemToDev || channel.running.is_empty());
         match stopped {
-            Some(true) => {
-                self.core.stopped(channel, direction);
-                Step::Done
-            }
-            None if busy => {
-                channel.mode = Mode::Stopping;
+            Some(true) if self.core.end_stopped(channel, direction) => Step::Done,
+            None if alone => {
+                self.core.tell_to_stop(channel, direction);
                 Step::StopAlone
             }
             _ => {
@@ -308,7 +307,7 @@ impl<R: Mmio, M: DmaMemory, C: Clock> DmaChannel for AxiDmaChannel<R, M, C> {
             match self.core.with(|state| self.next_step(state, stopped)) {
                 Step::Done => return Ok(outstanding),
                 Step::WaitForReset => self.wait_for_reset()?,
-                Step::StopAlone => stopped = Some(self.core.stop_alone(self.direction)),
+                Step::StopAlone => stopped = Some(self.core.wait_for_halt(self.direction)),
                 Step::Reset => {
                     self.core.reset()?;
                     return Ok(outstanding);

@@ -16,7 +16,7 @@ use crate::dmaengine::{Completion, Direction, TransferError, deliver};
 
 /// Linux's limit for a reset.
 pub(super) const RESET_TIMEOUT_US: u64 = 1_000_000;
-/// How long a channel may take to stop before the whole core is reset. S2MM does not stop without stream data.
+/// How long a channel may take to stop before the whole core is reset. MM2S does not stop while its stream is not ready.
 const STOP_TIMEOUT_US: u64 = 1_000;
 /// Reads of DMASR until a channel has to have left or reached Halted. It takes a few clocks.
 const SPINS: usize = 1_000;
@@ -186,7 +186,10 @@ impl<R: Mmio, M: DmaMemory, C: Clock> Core<R, M, C> {
             // It was told no tail and has fetched nothing.
             channel.on = false;
             self.set_control(direction, self.control(direction).with_rs(false));
-            for transaction in ::core::mem::take(&mut channel.running) {
+            // Nobody would come back for what is issued behind them.
+            let mut failed = ::core::mem::take(&mut channel.running);
+            failed.append(&mut channel.issued);
+            for transaction in failed {
                 channel.complete(transaction, 0, Err(TransferError::NotStarted));
             }
             return;
@@ -488,22 +491,56 @@ impl<R: Mmio, M: DmaMemory, C: Clock> Core<R, M, C> {
         (channel.mode, channel.terminating) = (Mode::Idle, false);
     }
 
-    /// Stops one channel and leaves the other alone; false if it does not stop. Without the lock.
-    pub fn stop_alone(&self, direction: Direction) -> bool {
+    /// Tells one channel to stop. With the lock, so that it does not hit what runs after somebody's reset.
+    pub fn tell_to_stop(&self, channel: &mut Channel, direction: Direction) {
+        channel.mode = Mode::Stopping;
         self.set_control(direction, self.control(direction).with_rs(false));
+    }
+
+    /// Waits until a channel that was told to stop has stopped; false if it does not. Without the lock.
+    pub fn wait_for_halt(&self, direction: Direction) -> bool {
         let read = || u64::from(self.read(direction, reg::DMASR));
         let done = |status| Dmasr::from_bits(status as u32).halted();
         let waited = poll(&self.clock, "AXI DMA DMASR.Halted == 1", STOP_TIMEOUT_US, read, done);
         waited.is_ok_and(|status| status as u32 & error::ALL == 0)
     }
 
-    /// A channel that [`stop_alone`](Self::stop_alone) stopped: forgets its interrupts and ends its transactions.
-    pub fn stopped(&self, channel: &mut Channel, direction: Direction) {
+    /// Ends everything of a channel that was told to stop, if it has stopped and the stream is whole. Otherwise gives
+    /// false, and the core has to be reset.
+    pub fn end_stopped(&self, channel: &mut Channel, direction: Direction) -> bool {
+        let status = self.status(direction);
+        let stopped = channel.mode == Mode::Stopping && status.halted();
+        if !stopped || status.into_bits() & error::ALL != 0 || self.cut(channel, direction) {
+            return false;
+        }
+        match self.scatter_gather {
+            true => self.reap(channel, direction),
+            false if status.ioc_irq() => self.direct_done(channel, direction),
+            false => {}
+        }
         self.write(direction, reg::DMASR, irq::ALL);
-        self.set_control(direction, self.control(direction).with_cyclic(false));
-        self.reap(channel, direction);
+        // A packet counted already would count for the next batch, if that has the same threshold: only a change
+        // reloads the counter.
+        self.set_control(direction, self.control(direction).with_cyclic(false).with_irq_threshold(1));
         channel.on = false;
         self.end_all(channel, direction);
+        true
+    }
+
+    /// True unless a channel that has stopped left the stream between two packets. What comes out of the stream next
+    /// would be put together with what was cut, or received by somebody else, and nobody would be told.
+    fn cut(&self, channel: &Channel, direction: Direction) -> bool {
+        if direction == Direction::DevToMem {
+            return !channel.running.is_empty();
+        }
+        let Some(ring) = &channel.ring else {
+            return !channel.running.is_empty() && !self.status(direction).ioc_irq();
+        };
+        let Some(slot) = ring.slot_at(self.read_address(direction, reg::CURDESC)) else { return false };
+        let behind = |first| (slot + ring.slots() - first) % ring.slots();
+        // One that was not begun looks like one that was cut if it is the first since the start. It begins at once.
+        let last = channel.running.iter().find_map(|t| t.chunks.get(behind(t.first)));
+        last.is_some_and(|chunk| !chunk.eof || !ring.status(&self.memory, slot).complete())
     }
 }
 

@@ -16,7 +16,7 @@ use core::fmt;
 
 use portcullis_arch::{Iova, Pa};
 use portcullis_drivers::ops::{DomainSpec, FaultModel, IommuError, Paging};
-use portcullis_iommu::{Domain, GroupId, InstanceId, IommuCore, Prot, ReservedRegion, merge};
+use portcullis_iommu::{Domain, GroupId, InstanceId, IommuCore, Prot, ReservedKind, ReservedRegion, merge};
 use spin::Mutex;
 
 use crate::{HostRange, PinMemory};
@@ -380,8 +380,9 @@ impl Ioas {
     ) -> Result<(), crate::VfioError> {
         let mut regions = Vec::new();
         for device in core.devices_of(group)? {
-            // The core maps those that a device could give up as well, so nothing else may be there.
-            regions.extend(core.reserved_regions(device)?);
+            let reserved = core.reserved_regions(device)?;
+            // What the device can give up it has given up now.
+            regions.extend(reserved.into_iter().filter(|r| r.kind != ReservedKind::DirectRelaxable));
         }
         let known = {
             let mut state = self.state.lock();
@@ -494,6 +495,8 @@ impl Ioas {
 impl Drop for Ioas {
     fn drop(&mut self) {
         let state = self.state.get_mut();
+        // A group that could not be blocked is attached to its domain for good.
+        state.tainted |= !state.groups.is_empty();
         // Domains first: dropping them waits until nothing uses their tables.
         let domains = core::mem::take(&mut state.tables);
         for table in &domains {

@@ -190,6 +190,11 @@ impl<M: DmaMemory> GuestMemory<M> {
             };
             blocks.push(found.pa.get());
         }
+        for block in blocks.iter().map(|pa| Pa(*pa)) {
+            // They come zeroed for the CPU. The guest's devices see what is in memory, which may be the last owner's still.
+            host.clean(block, config.block as usize);
+        }
+        host.wmb();
         shuffle(&mut blocks, seed);
         let blocks: Arc<[u64]> = blocks.into();
         let backing = Backing {

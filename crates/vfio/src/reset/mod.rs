@@ -43,6 +43,9 @@ pub enum ResetFailure {
         /// Bytes needed.
         needed: u64,
     },
+    /// An access to its registers, of whoever had it, does not end.
+    #[error("an access to its registers does not end")]
+    InUse,
     /// The registers are not those of such a device.
     #[error("its registers are not those of {kind}")]
     Unrecognised {

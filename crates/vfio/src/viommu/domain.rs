@@ -33,7 +33,8 @@ pub(super) struct GuestDomain<M: DmaMemory> {
 /// Tells the host what has been unmapped. Leaves are gathered, tables wait.
 struct Notify<'a> {
     host: &'a dyn ViommuHost,
-    endpoints: Vec<u32>,
+    /// Who is attached when something is told: whoever comes later walks what is in the table by then.
+    attached: &'a Mutex<BTreeSet<u32>>,
     guard: &'a TableGuard,
     gathered: Option<(u64, u64)>,
     result: Result<(), ViommuError>,
@@ -41,10 +42,10 @@ struct Notify<'a> {
 
 impl Notify<'_> {
     fn send(&mut self, start: u64, end: u64) {
-        for endpoint in &self.endpoints {
-            if let Err(error) =
-                self.host.invalidate(*endpoint, Some((Iova(start), end.saturating_sub(start))))
-            {
+        let endpoints: Vec<u32> = self.attached.lock().iter().copied().collect();
+        for endpoint in endpoints {
+            let range = Some((Iova(start), end.saturating_sub(start)));
+            if let Err(error) = self.host.invalidate(endpoint, range) {
                 // Where the device has gone, its tables have gone out of use.
                 if error != ViommuError::Gone {
                     self.guard.keep();
@@ -120,7 +121,8 @@ impl<M: DmaMemory + Clone + 'static> GuestDomain<M> {
         // Before: an unmapping from now on must reach it.
         let fresh = self.endpoints.lock().insert(endpoint);
         let set = self.host.set_table(endpoint, self.as_table());
-        if set.is_err() && fresh {
+        // Unconfirmed: the table is in use, though the one before may be as well. Whoever drops the domain has to know.
+        if fresh && !matches!(set, Ok(()) | Err(ViommuError::Unconfirmed)) {
             self.endpoints.lock().remove(&endpoint);
         }
         Ok(set?)
@@ -134,7 +136,7 @@ impl<M: DmaMemory + Clone + 'static> GuestDomain<M> {
     fn notify(&self) -> Notify<'_> {
         Notify {
             host: &*self.host,
-            endpoints: self.endpoints.lock().iter().copied().collect(),
+            attached: &self.endpoints,
             guard: &self.guard,
             gathered: None,
             result: Ok(()),

@@ -105,8 +105,11 @@ impl HostViommu {
             None,
             Arc::new(move |_| {
                 if let Some(faults) = ended.upgrade() {
-                    let more = !faults.queue.lock().0.is_empty();
-                    faults.raise(more);
+                    faults.raise(false);
+                    // Looked at afterwards: a fault that came before is not forgotten.
+                    if !faults.queue.lock().0.is_empty() {
+                        faults.raise(true);
+                    }
                 }
             }),
         )?;
@@ -209,8 +212,7 @@ impl ViommuHost for HostViommu {
                 Now::Table(domain) | Now::Blocked(domain) => domain,
                 Now::Bypass | Now::Closed => &self.parent,
             };
-            let attached = self.group.registry.core().attach_group(self.group.id, domain);
-            attached.map_err(|_| ViommuError::Refused)?;
+            self.group.attach(domain).map_err(|_| ViommuError::Refused)?;
             let old = core::mem::replace(&mut *now, next);
             // Looked at last: whoever quarantines the group marks it first and blocks it then.
             if self.group.is_quarantined() {

@@ -115,58 +115,6 @@ fn the_other_channel_s_work_is_failed_or_restarted_but_not_lost() {
 }
 
 #[test]
-fn terminate_stops_its_own_channel_only() {
-    let rig = rig();
-    let ((from, _), (to, pa)) = (rig.buffer(64, 9), rig.buffer(64, 0));
-    let received = rig.submit(RX, &[to]);
-    rig.rx().issue_pending();
-    let cookies = [rig.submit(TX, &[from]), rig.submit(TX, &[from])];
-    rig.tx().issue_pending();
-    rig.core.take_writes();
-    assert_eq!(rig.tx().terminate(), Ok(2));
-    let writes = rig.core.take_writes();
-    assert!(writes.iter().all(|(offset, value)| *offset < S2MM && (*offset != 0 || value & 4 == 0)));
-    let terminated = |cookie| (TX, cookie, Err(TransferError::Terminated));
-    assert_eq!(rig.ended(), cookies.map(terminated));
-    assert_eq!(rig.rx().status(received).state, State::Running);
-    // The stopped channel starts again from the right descriptor.
-    rig.submit(TX, &[from]);
-    rig.tx().issue_pending();
-    rig.run();
-    assert_eq!(rig.rx().status(received).state, State::Complete);
-    assert_eq!(rig.read(pa, 64), vec![9; 64]);
-    assert_eq!(rig.tx().terminate(), Ok(0));
-}
-
-#[test]
-fn a_starving_receiver_is_reset() {
-    let rig = rig();
-    rig.core.inner.lock().halts = false;
-    let (to, _) = rig.buffer(64, 0);
-    let received = rig.submit(RX, &[to]);
-    rig.rx().issue_pending();
-    assert_eq!(rig.rx().terminate(), Ok(1), "alone: at once");
-    assert_eq!(rig.clock.delays(), 0);
-    assert_eq!(rig.ended(), [(RX, received, Err(TransferError::Terminated))]);
-
-    // With the other channel busy: after a bounded wait.
-    let (from, _) = rig.buffer(64, 0);
-    rig.submit(RX, &[to]);
-    rig.rx().issue_pending();
-    rig.core.inner.lock().blocked = true;
-    let sent = rig.submit(TX, &[from]);
-    let behind = rig.submit(TX, &[to]);
-    rig.tx().issue_pending();
-    assert_eq!(rig.rx().terminate(), Ok(1));
-    let ended = rig.ended();
-    assert_eq!(ended.iter().filter(|(direction, ..)| *direction == RX).count(), 1);
-    assert!(ended.contains(&(TX, sent, Err(TransferError::EngineReset))), "{ended:?}");
-    rig.core.inner.lock().blocked = false;
-    rig.run();
-    assert_eq!(rig.tx().status(behind).state, State::Complete);
-}
-
-#[test]
 fn nothing_ends_while_the_core_is_stuck_in_reset() {
     let rig = rig();
     let (to, _) = rig.buffer(64, 1);

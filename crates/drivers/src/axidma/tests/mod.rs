@@ -2,6 +2,7 @@
 
 mod fake;
 mod faults;
+mod terminate;
 
 use alloc::boxed::Box;
 use alloc::sync::Arc;
