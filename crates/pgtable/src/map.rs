@@ -9,7 +9,7 @@ use portcullis_hal::DmaMemory;
 
 use crate::geometry::{LAST, SYNCED, TABLE, VALID};
 use crate::stage::InputAddress;
-use crate::table::{CHUNK, PageTable, fits};
+use crate::table::{PageTable, fits};
 use crate::{MapError, Prot, Stage};
 
 /// Neighbouring leaves in one table.
@@ -195,27 +195,30 @@ impl<S: Stage, M: DmaMemory> PageTable<S, M> {
 
     fn check_several(&self, run: &mut Run, offset: u64) -> Result<(), MapError> {
         let g = &self.geometry;
-        let mut words = [0; CHUNK];
-        let mut done = 0;
-        while done < run.count {
-            let chunk = ((run.count - done) as usize).min(CHUNK);
-            let words = &mut words[..chunk];
-            self.mem.load_run(run.entry.wrapping_add(done * 8), words);
-            if words.iter().fold(0, |any, word| any | word) & VALID != 0 {
-                for (&word, index) in words.iter().zip(done..) {
-                    if g.is_table(run.level, word) && index > 0 {
-                        run.count = index;
-                        return Ok(());
-                    }
-                    if word & VALID != 0 {
-                        let iova = self.input(offset + (index << g.shift(run.level)));
-                        return Err(MapError::AlreadyMapped { iova });
-                    }
+        let (level, mut end) = (run.level, None);
+        let checked = self.each_chunk(run.entry, run.count, |first, words| {
+            if words.iter().fold(0, |any, word| any | word) & VALID == 0 {
+                return Ok(());
+            }
+            for (&word, index) in words.iter().zip(first..) {
+                if g.is_table(level, word) && index > 0 {
+                    end = Some(index);
+                    return Err(None);
+                }
+                if word & VALID != 0 {
+                    let iova = self.input(offset + (index << g.shift(level)));
+                    return Err(Some(MapError::AlreadyMapped { iova }));
                 }
             }
-            done += chunk as u64;
+            Ok(())
+        });
+        if let Some(index) = end {
+            run.count = index;
         }
-        Ok(())
+        match checked {
+            Err(Some(error)) => Err(error),
+            Ok(()) | Err(None) => Ok(()),
+        }
     }
 
     /// Stores a run's descriptors. The barrier is the caller's.

@@ -11,6 +11,8 @@ use crate::{Config, ConfigError, Flush, Stage, UnmapError};
 const MIN_TABLE: u64 = 64;
 /// Descriptors that are loaded at once.
 pub(crate) const CHUNK: usize = 64;
+/// The same for short runs, which should not pay for room that they do not need.
+const SHORT: usize = 16;
 
 /// A page table of stage `S` in memory `M`.
 ///
@@ -231,6 +233,33 @@ impl<S: Stage, M: DmaMemory> PageTable<S, M> {
             table = g.next(value);
             level += 1;
         }
+    }
+
+    /// Loads `count` entries from `entry` on and hands them over in order, as many at a time as are convenient, with the index of
+    /// the first. Stops when `each` gives an error.
+    #[inline]
+    pub(crate) fn each_chunk<E>(
+        &self,
+        entry: Pa,
+        count: u64,
+        mut each: impl FnMut(u64, &[u64]) -> Result<(), E>,
+    ) -> Result<(), E> {
+        if count <= SHORT as u64 {
+            let mut words = [0; SHORT];
+            let words = &mut words[..count as usize];
+            self.mem.load_run(entry, words);
+            return each(0, words);
+        }
+        let mut words = [0; CHUNK];
+        let mut done = 0;
+        while done < count {
+            let chunk = ((count - done) as usize).min(CHUNK);
+            let words = &mut words[..chunk];
+            self.mem.load_run(entry.wrapping_add(done * 8), words);
+            each(done, words)?;
+            done += chunk as u64;
+        }
+        Ok(())
     }
 
     /// The straight way to a page's entry, where tables lead all the way to the last level and a walker is known to

@@ -4,7 +4,7 @@ use portcullis_arch::Pa;
 use portcullis_hal::DmaMemory;
 
 use crate::geometry::{LAST, VALID};
-use crate::table::{CHUNK, Entry, PageTable};
+use crate::table::{Entry, PageTable};
 use crate::{Flush, Stage, UnmapError};
 
 impl<S: Stage, M: DmaMemory> PageTable<S, M> {
@@ -95,16 +95,11 @@ impl<S: Stage, M: DmaMemory> PageTable<S, M> {
     }
 
     fn count_valid(&self, entry: Pa, count: u64) -> u64 {
-        let mut words = [0; CHUNK];
         let mut valid = 0;
-        let mut done = 0;
-        while done < count {
-            let chunk = ((count - done) as usize).min(CHUNK);
-            let words = &mut words[..chunk];
-            self.mem.load_run(entry.wrapping_add(done * 8), words);
+        let Ok(()) = self.each_chunk(entry, count, |_, words| {
             valid += words.iter().map(|word| word & VALID).sum::<u64>();
-            done += chunk as u64;
-        }
+            Ok::<_, core::convert::Infallible>(())
+        });
         valid
     }
 

@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use portcullis_drivers::dmaengine::{Registry, RequestError};
 use portcullis_hal::DmaMemory as _;
 use portcullis_iommu::dma::{DeviceConfig, DmaDevice, DmaError, DmaSpace, Mode, SpaceConfig};
-use portcullis_iommu::{DeviceId, DomainKind, GroupId, IommuCore};
-use portcullis_vfio::{HostDriver, PlatformDevice};
+use portcullis_iommu::{DeviceId, DomainKind, GroupId, IommuCore, merge};
+use portcullis_vfio::{HostDriver, PlatformDevice, RegionWindow};
 
 use super::clock::{Interrupts, SleepingClock};
 use super::stack::AxiStack;
@@ -72,7 +72,10 @@ impl Host {
         if !matches!(info.domain.kind(), DomainKind::Stage1 | DomainKind::Stage2) {
             return Ok(None);
         }
-        let reserved = self.core.reserved_regions(device).unwrap_or_default();
+        // Those of all its devices: what one of them cannot use is no address for another.
+        let members = self.core.devices_of(info.group).unwrap_or_default();
+        let regions = members.into_iter().filter_map(|member| self.core.reserved_regions(member).ok());
+        let reserved = merge(regions.flatten());
         let mode = if self.options.lazy { Mode::Lazy } else { Mode::Strict };
         let space =
             DmaSpace::new(info.domain, SpaceConfig { reserved: &reserved, mode, ..Default::default() })?;
@@ -123,7 +126,14 @@ impl Host {
 /// The host's driver of AXI DMA cores.
 pub struct AxiHost {
     host: Arc<Host>,
-    stacks: Mutex<BTreeMap<String, Arc<AxiStack<Memory>>>>,
+    cores: Mutex<BTreeMap<String, Bound>>,
+}
+
+/// A core that the driver has.
+struct Bound {
+    stack: Arc<AxiStack<Memory>>,
+    /// The driver's way to it, which ends with the binding: somebody may keep the stack.
+    registers: Arc<RegionWindow>,
 }
 
 /// Its name on the platform bus, which is Linux's.
@@ -132,11 +142,21 @@ pub const AXI_DRIVER: &str = "xilinx-vdma";
 impl AxiHost {
     /// The driver, without devices.
     pub fn new(host: Arc<Host>) -> Arc<Self> {
-        Arc::new(Self { host, stacks: Mutex::default() })
+        Arc::new(Self { host, cores: Mutex::default() })
     }
     /// A core that it has, by name.
     pub fn get(&self, name: &str) -> Option<Arc<AxiStack<Memory>>> {
-        lock(&self.stacks).get(name).cloned()
+        lock(&self.cores).get(name).map(|bound| bound.stack.clone())
+    }
+
+    /// Enters the channels of a core. As in `dmas`: the provider is named by its node.
+    fn offer(&self, path: &str, stack: &AxiStack<Memory>) -> Result<(), String> {
+        for number in 0..2 {
+            if let Some(channel) = stack.numbered(number) {
+                self.host.channels.register(path, number, channel).map_err(|e| e.to_string())?;
+            }
+        }
+        Ok(())
     }
 }
 
@@ -149,29 +169,27 @@ impl HostDriver for AxiHost {
     }
     fn probe(&self, device: &PlatformDevice) -> Result<(), String> {
         let node = self.host.axi_node(&device.name).ok_or("no node of the tree describes it")?;
-        let registers = device.regions.first().map(|region| region.registers.clone());
-        let registers = registers.ok_or("it has no registers")?;
+        let path = &node.node.path;
+        if self.host.channels.channels().iter().any(|(provider, ..)| provider == path) {
+            return Err(format!("{path} has channels already"));
+        }
+        let registers = RegionWindow::new(device.regions.first().ok_or("it has no registers")?);
         let text = |error: &dyn std::fmt::Display| error.to_string();
         let dma = self
             .host
             .dma_device(&device.name, device.device, node.dma_coherent, node.address_bits)
             .map_err(|e| text(&e))?;
         let clock = Arc::new(self.host.machine.clock());
-        let stack = AxiStack::new(&device.name, node, registers, clock, dma).map_err(|e| text(&e))?;
+        let stack = AxiStack::new(&device.name, node, registers.clone(), clock, dma).map_err(|e| text(&e))?;
         let stack = Arc::new(stack);
-        // As in `dmas`: the provider is named by its node.
-        for number in 0..2 {
-            if let Some(channel) = stack.numbered(number) {
-                self.host.channels.register(&node.node.path, number, channel).map_err(|e| text(&e))?;
-            }
-        }
+        self.offer(path, &stack)?;
         for (number, interrupt) in (0..).zip(&device.interrupts) {
             if let Some(channel) = stack.numbered(number) {
                 let handler = move || channel.handle_irq();
                 self.host.interrupts.add(interrupt.line, Arc::new(handler));
             }
         }
-        lock(&self.stacks).insert(device.name.clone(), stack);
+        lock(&self.cores).insert(device.name.clone(), Bound { stack, registers });
         Ok(())
     }
     fn remove(&self, device: &PlatformDevice) -> Result<(), String> {
@@ -180,17 +198,20 @@ impl HostDriver for AxiHost {
             Ok(()) | Err(RequestError::NoProvider { .. }) => {}
             Err(error) => return Err(error.to_string()),
         }
-        let stack = lock(&self.stacks).remove(&device.name);
-        if let Some(stack) = stack
-            && let Err(error) = stack.driver().stop()
-        {
-            lock(&self.stacks).insert(device.name.clone(), stack);
+        let Some(bound) = lock(&self.cores).remove(&device.name) else { return Ok(()) };
+        if let Err(error) = bound.stack.driver().stop() {
+            self.offer(&node.node.path, &bound.stack)?;
+            lock(&self.cores).insert(device.name.clone(), bound);
             return Err(error.to_string());
         }
         for interrupt in &device.interrupts {
             self.host.interrupts.remove(interrupt.line);
         }
-        Ok(())
+        // Whoever has kept a channel cannot start it again.
+        let quiet = bound.registers.revoke();
+        // The descriptors go last.
+        drop(bound);
+        if quiet { Ok(()) } else { Err("somebody does not come back from its registers".to_string()) }
     }
 }
 

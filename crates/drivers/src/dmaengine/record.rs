@@ -4,10 +4,11 @@ use alloc::collections::VecDeque;
 
 use super::{Completion, Cookie, Status};
 
-/// How many ended transactions are remembered.
-const REMEMBERED: usize = 256;
+/// How many ended transactions are remembered: more than a channel has under way at once, so that whoever submitted all
+/// of them finds the end of each.
+const REMEMBERED: usize = 1024;
 
-/// Hands out cookies and remembers the last 256 completions, so that [`status`](Self::status) can be asked after the end.
+/// Hands out cookies and remembers the last 1024 completions, so that [`status`](Self::status) can be asked after the end.
 #[derive(Debug)]
 pub struct Record {
     next: u64,

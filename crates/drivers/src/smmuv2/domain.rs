@@ -182,7 +182,7 @@ impl<R: Mmio + 'static, M: DmaMemory + Clone + 'static, C: Clock + 'static> Doma
         if parent.kind != DomainKind::Stage2 || !Arc::ptr_eq(&parent.shared, &self.shared) {
             return Err(Error::Parent { kind: parent.kind });
         }
-        parent.nested_on_top.fetch_add(1, Ordering::AcqRel);
+        parent.nested_on_top.fetch_add(1, Ordering::SeqCst);
         self.parent = Some(parent);
         Ok(())
     }
@@ -294,9 +294,8 @@ impl<R: Mmio + 'static, M: DmaMemory + Clone + 'static, C: Clock + 'static> Doma
     }
 
     fn invalidation(&self, context: Context) -> Invalidation<'_, R, M, C> {
-        let combined = self.nested_on_top.load(Ordering::Acquire) > 0;
         let granule = self.granule_bytes();
-        Invalidation::new(&self.shared, context.bank, context.tag, granule, combined, &self.guard)
+        Invalidation::new(&self.shared, context.bank, context.tag, granule, &self.nested_on_top, &self.guard)
     }
 
     /// Maps `[iova, iova + len)` to `[pa, pa + len)`; all or nothing. In a nested domain `pa` is an IPA of the parent, in

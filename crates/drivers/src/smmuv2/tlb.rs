@@ -1,5 +1,7 @@
 //! TLB maintenance: what to invalidate for a range, and waiting until it is done.
 
+use core::sync::atomic::{AtomicU32, Ordering, fence};
+
 use portcullis_arch::smmuv2::offset::{cb, gr0};
 use portcullis_arch::{Asid, Vmid};
 use portcullis_hal::{Clock, DmaMemory, Mmio, poll};
@@ -87,8 +89,10 @@ pub(super) struct Invalidation<'a, R, M, C> {
     bank: u8,
     tag: Tag,
     granule: u64,
-    /// Stage 2 with a stage 1 on top: combined entries do not know their IPA and have to go by VMID.
-    combined: bool,
+    /// How many stages 1 there are on top of this stage 2: combined entries do not know their IPA and have to go by VMID.
+    /// Looked at only after the tables have changed, so that one that comes meanwhile is either counted or has never seen
+    /// what goes.
+    on_top: &'a AtomicU32,
     guard: &'a TableGuard,
     issued: u64,
     everything: bool,
@@ -101,10 +105,10 @@ impl<'a, R: Mmio, M: DmaMemory + Clone, C: Clock> Invalidation<'a, R, M, C> {
         bank: u8,
         tag: Tag,
         granule: u64,
-        combined: bool,
+        on_top: &'a AtomicU32,
         guard: &'a TableGuard,
     ) -> Self {
-        Self { smmu, bank, tag, granule, combined, guard, issued: 0, everything: false, result: Ok(()) }
+        Self { smmu, bank, tag, granule, on_top, guard, issued: 0, everything: false, result: Ok(()) }
     }
 
     fn add(&mut self, start: u64, len: u64, step: u64, leaf: bool) {
@@ -119,13 +123,19 @@ impl<'a, R: Mmio, M: DmaMemory + Clone, C: Clock> Invalidation<'a, R, M, C> {
         self.issued += count;
     }
 
+    /// Whether a stage 1 on top may have used what has just been cleared.
+    fn is_below(&self) -> bool {
+        fence(Ordering::SeqCst);
+        self.on_top.load(Ordering::SeqCst) > 0
+    }
+
     /// Waits for what has been issued.
     fn complete(&mut self) {
         let result = if self.everything {
             self.smmu.invalidate_tag(self.bank, self.tag)
         } else if self.issued > 0 {
             self.smmu.sync_bank(self.bank).and_then(|()| match self.tag {
-                Tag::Stage2(vmid) if self.combined => {
+                Tag::Stage2(vmid) if self.is_below() => {
                     self.smmu.regs.write(gr0::TLBIVMIDS1, u32::from(vmid.get()));
                     self.smmu.sync_global()
                 }

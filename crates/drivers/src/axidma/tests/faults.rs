@@ -180,3 +180,21 @@ fn stop_leaves_a_core_that_is_quiet_and_masked() {
     let control = portcullis_hal::Mmio::read32(&*rig.core, S2MM as usize);
     assert_eq!(control & 0x7001, 0);
 }
+
+#[test]
+fn a_callback_may_terminate_when_the_next_transaction_has_failed() {
+    let rig = rig();
+    let ((good, _), (bad, _)) = (rig.buffer(64, 1), rig.buffer(64, 2));
+    rig.core.inner.lock().faults.push((bad.address.get(), error::DMA_SLAVE));
+    let (channel, said) = (rig.dma.channel(TX).unwrap().clone(), Arc::new(Mutex::new(None)));
+    let says = said.clone();
+    let callback: Callback = Box::new(move |_| *says.lock() = Some(channel.terminate()));
+    rig.tx().submit(rig.tx().prep_slave_sg(&[good], TX).unwrap(), Some(callback)).unwrap();
+    let failing = rig.submit(TX, &[bad]);
+    rig.tx().issue_pending();
+    rig.core.work();
+    assert!(rig.tx().handle_irq());
+    assert_eq!(*said.lock(), Some(Ok(0)));
+    assert_eq!(rig.clock.delays(), 0, "it must not wait for the reset that its caller is about to do");
+    assert_eq!(rig.ended(), [(TX, failing, Err(bus(BusAccess::Read, BusResponse::Slave, bad.address)))]);
+}
