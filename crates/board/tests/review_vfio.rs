@@ -3,6 +3,7 @@
 mod axidma_rig;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use axidma_rig::{KIB, NONE, PAGE, Rig, segment};
 use portcullis_arch::Iova;
@@ -42,6 +43,27 @@ fn a_driver_that_lost_its_core_cannot_start_it_in_somebody_else_s_machine() {
     let after: Vec<u32> = (0..0x60).step_by(4).map(|at| registers.read32(at)).collect();
     assert_eq!(before, after, "its registers are the guest's");
     rig.no_faults();
+}
+
+#[test]
+fn a_driver_that_goes_takes_only_its_own_handlers_with_it() {
+    let rig = Rig::new();
+    let os = rig.system.os();
+    let line = os.registry().device("axidma0").unwrap().interrupts[0].line;
+    let heard = Arc::new(AtomicUsize::new(0));
+    let counter = heard.clone();
+    // Another device on the same line.
+    os.host().interrupts.add(
+        line,
+        Arc::new(move || {
+            counter.fetch_add(1, Ordering::Relaxed);
+            false
+        }),
+    );
+    os.registry().unbind("axidma0").unwrap();
+    os.registry().bind("axidma0", AXI_DRIVER).unwrap();
+    rig.loops(0, 64 * KIB);
+    assert!(heard.load(Ordering::Relaxed) > 0);
 }
 
 #[test]

@@ -75,10 +75,7 @@ pub fn test(arguments: &ProxyTestArguments) -> Result<bool, String> {
 fn on_host(system: &System, number: usize, arguments: Arguments) -> Result<bool, String> {
     let name = format!("dma-proxy{number}");
     let Some(client) = system.os().proxies().get(&name) else {
-        return Err(format!(
-            "the board has no {name}; it has: {}",
-            system.os().proxies().names().join(", ")
-        ));
+        return Err(format!("the board has no {name}; it has: {}", system.os().proxies().names().join(", ")));
     };
     run_all(&[Program { title: name, client: &*client }], arguments)
 }
@@ -148,8 +145,15 @@ fn run_all(programs: &[Program<'_>], arguments: Arguments) -> Result<bool, Strin
 fn told(summary: &Summary, seconds: f64) -> String {
     let Summary { transfers, bytes, .. } = *summary;
     let rate = summary.moved() as f64 / seconds.max(1e-9) / 1e6;
-    let verdict = if summary.is_ok() { "all verified".to_string() } else {
-        format!("{} tx errors, {} rx errors, {} wrong bytes", summary.tx_errors, summary.rx_errors, summary.wrong_bytes)
+    let verdict = if summary.is_ok() {
+        "all verified".to_string()
+    } else {
+        format!(
+            "{} tx errors, {} rx errors, {} wrong bytes",
+            summary.tx_errors, summary.rx_errors, summary.wrong_bytes
+        )
     };
-    format!("{transfers} transfers of {bytes} bytes, {verdict}: {rate:.1} MB/s, writing and comparing included")
+    format!(
+        "{transfers} transfers of {bytes} bytes, {verdict}: {rate:.1} MB/s, writing and comparing included"
+    )
 }

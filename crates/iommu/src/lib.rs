@@ -35,6 +35,8 @@ mod route;
 mod substream_tests;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tests_review;
 
 pub use crate::manager::{DefaultDomain, DeviceId, DeviceInfo, GroupId, InstanceId, IommuCore};
 pub use bind::{AddressSpace, BindOptions};

@@ -343,9 +343,8 @@ impl IommuCore {
             (None, None) => return Err((device.master, Error::UnknownGroup(group))),
         };
         let default = state.groups.get(&group).is_none_or(|group| Arc::ptr_eq(&group.default, &domain));
-        let attached =
-            map_direct_regions(&device, &domain, default)
-                .and_then(|()| Ok(ops.attach(&device.master, &*domain.ops)?));
+        let attached = map_direct_regions(&device, &domain, default)
+            .and_then(|()| Ok(ops.attach(&device.master, &*domain.ops)?));
         if let Err(error) = attached {
             spare.extend([Some(domain), new_domain].into_iter().flatten());
             return Err((device.master, error));

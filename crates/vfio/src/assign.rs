@@ -14,7 +14,7 @@ use crate::{
     DeviceWindow, EndOfInterrupt, EventSink, Group, Ioas, Limits, VfioDevice, VfioError, ViommuHost, Vm,
 };
 
-/// How to give a device away.
+/// How to give a device away. A machine has one address space, so what is said about that counts with its first device.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct AssignOptions {
     /// The device snoops the CPU's caches (`dma-coherent`), so memory is mapped write-back.
@@ -82,10 +82,19 @@ impl fmt::Debug for Assignment {
 struct Raise {
     vm: Weak<dyn Vm>,
     line: u32,
+    /// Where to mask an edge-triggered interrupt, so that an edge before the guest has ended the last one is kept. Others
+    /// are masked when they fire.
+    edge: Option<(Weak<VfioDevice>, usize)>,
 }
 
 impl EventSink for Raise {
     fn signal(&self) {
+        if let Some((device, index)) = &self.edge
+            && let Some(device) = device.upgrade()
+        {
+            // A device that was closed meanwhile has nothing to mask.
+            let _closed = device.mask(*index);
+        }
         if let Some(vm) = self.vm.upgrade() {
             vm.set_line(self.line, true);
         }
@@ -157,7 +166,8 @@ impl Assignment {
                 };
                 let placed = PlacedLine { device: device.device().name.clone(), interrupt: index, line };
                 self.state.lock().lines.push(placed);
-                device.set_trigger(index, Some(Arc::new(Raise { vm, line })))?;
+                let edge = (!interrupt.level).then(|| (Arc::downgrade(device), index));
+                device.set_trigger(index, Some(Arc::new(Raise { vm, line, edge })))?;
             }
         }
         if options.viommu {

@@ -17,9 +17,16 @@ pub(crate) struct GroupCore {
     pub id: GroupId,
     pub instance: InstanceId,
     blocking: Arc<Domain>,
-    /// How often the group has been attached somewhere. Who puts it back where it was looks whether somebody else has
-    /// moved it meanwhile.
-    moves: Mutex<u64>,
+    moves: Mutex<Moves>,
+}
+
+/// Where the group has been attached on behalf of its owner.
+#[derive(Default)]
+struct Moves {
+    /// How often. Who puts the group back where it was looks whether somebody else has moved it meanwhile.
+    count: u64,
+    /// It is not its owner's any more.
+    over: bool,
 }
 
 impl GroupCore {
@@ -30,16 +37,34 @@ impl GroupCore {
 
     /// Attaches the group; gives the number of the move.
     pub fn attach(&self, domain: &Arc<Domain>) -> Result<u64, VfioError> {
+        self.attach_after(|| (), domain)
+    }
+
+    /// The same after `first`, which is not done either if the group has been released.
+    fn attach_after(&self, first: impl FnOnce(), domain: &Arc<Domain>) -> Result<u64, VfioError> {
+        let core = self.registry.core();
+        // Dropped last: a domain's end may tell its last fault to somebody who comes back here.
+        let device = core.devices_of(self.id)?.first().copied();
+        let _old = device.and_then(|device| core.domain_of(device).ok());
         let mut moves = self.moves.lock();
-        *moves += 1;
-        self.registry.core().attach_group(self.id, domain)?;
-        Ok(*moves)
+        if moves.over {
+            return Err(VfioError::Released(self.id));
+        }
+        first();
+        moves.count += 1;
+        core.attach_group(self.id, domain)?;
+        Ok(moves.count)
+    }
+
+    /// The group is going to be somebody else's: what still runs for its owner moves it no more.
+    fn end(&self) {
+        self.moves.lock().over = true;
     }
 
     /// Attaches the group where it was before a move, unless it has been moved since.
     fn put_back(&self, after: u64, before: &Arc<Domain>) -> Result<(), VfioError> {
         let moves = self.moves.lock();
-        match *moves == after {
+        match moves.count == after && !moves.over {
             true => Ok(self.registry.core().attach_group(self.id, before)?),
             false => Ok(()),
         }
@@ -68,11 +93,13 @@ impl GroupCore {
 
     /// The group is blocked, and nobody gets it.
     pub fn distrust(&self, error: &ResetError) -> VfioError {
-        let refusal = self.registry.quarantine(self.id, error, &self.blocking);
-        // Once more: a guest may have changed its table meanwhile. From now on it cannot.
-        match self.block() {
-            Ok(()) => refusal,
-            Err(error) => error,
+        let mut refusal = None;
+        let mark = || refusal = Some(self.registry.quarantine(self.id, error, &self.blocking));
+        // Blocked once more: a guest may have changed its table meanwhile. From now on it cannot.
+        match (self.attach_after(mark, &self.blocking), refusal) {
+            (Err(error), _) => error,
+            (Ok(_), Some(refusal)) => refusal,
+            (Ok(_), None) => VfioError::Released(self.id),
         }
     }
 
@@ -115,7 +142,7 @@ impl Group {
         let instance = iommu.device(first.ok_or(VfioError::Released(id))?)?.instance;
         let blocking = iommu.alloc_domain(instance, DomainSpec::Blocked)?;
         iommu.attach_group(id, &blocking)?;
-        let core = Arc::new(GroupCore { registry, id, instance, blocking, moves: Mutex::new(0) });
+        let core = Arc::new(GroupCore { registry, id, instance, blocking, moves: Mutex::default() });
         for (device, platform) in &members {
             let Err(error) = core.stop(*device, platform) else { continue };
             if core.is_quarantined() || core.registry.options(&platform.name).reset_required {
@@ -296,6 +323,7 @@ impl Group {
             self.state.lock().changing = false;
             return result;
         }
+        self.core.end();
         let back = match self.core.is_quarantined() {
             true => Ok(()),
             false => self.core.registry.core().detach_group(self.core.id).map_err(VfioError::from),

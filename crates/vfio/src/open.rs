@@ -11,7 +11,9 @@ use spin::Mutex;
 
 use crate::group::GroupCore;
 use crate::irq::Line;
-use crate::{EventSink, Interrupt, PlatformDevice, RegionWindow, ResetError, ResetFailure, VfioError};
+use crate::{
+    EventSink, Interrupt, PlatformDevice, Region, RegionWindow, ResetError, ResetFailure, VfioError,
+};
 
 /// A device that its user program or virtual machine has open. Closing it stops the device.
 pub struct VfioDevice {
@@ -182,7 +184,13 @@ impl VfioDevice {
             let compatible = self.device.compatible.clone();
             return Err(VfioError::NoResetFunction { device: self.device.name.clone(), compatible });
         }
-        self.group.stop(self.id, &self.device)
+        // Through its owner's registers, which end with the owner's time.
+        let windows = self.device.regions.iter().zip(&self.windows);
+        let regions = windows.map(|(region, own)| Region { registers: own.clone(), ..region.clone() });
+        let own = PlatformDevice { regions: regions.collect(), ..(*self.device).clone() };
+        let stopped = self.group.stop(self.id, &own);
+        self.is_open()?;
+        stopped
     }
 
     /// Nobody but the host touches the device any more, and it tells nobody anything. Then it is stopped and cleared. Further

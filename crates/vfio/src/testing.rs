@@ -9,8 +9,8 @@ use core::sync::atomic::{AtomicBool, Ordering};
 
 use portcullis_arch::Pa;
 use portcullis_drivers::smmuv2::{Options, SmmuV2};
-use portcullis_hal::{Clock, DmaMemory};
 use portcullis_hal::fake::{FakeClock, FakeMemory, FakeMmio};
+use portcullis_hal::{Clock, DmaMemory};
 use portcullis_iommu::{DefaultDomain, DeviceId, FwSpec, InstanceId, IommuCore, ReservedRegion};
 use spin::Mutex;
 

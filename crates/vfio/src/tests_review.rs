@@ -116,7 +116,11 @@ impl ResetDriver for Told {
     }
     fn reset(&self, device: &PlatformDevice, _: &Arc<dyn Clock>) -> Result<(), ResetError> {
         let step = self.0.lock().pop_front();
-        step.map_or(Ok(()), |step| step()).map_err(|()| ResetError {
+        let result = step.map_or(Ok(()), |step| step());
+        if let Some(region) = device.regions.first() {
+            region.registers.write32(0x10, 1);
+        }
+        result.map_err(|()| ResetError {
             device: device.name.clone(),
             what: ResetFailure::Unrecognised { kind: "anything" },
             registers: Vec::new(),
@@ -131,6 +135,7 @@ struct Rig {
     refuses: Arc<AtomicBool>,
     device: portcullis_iommu::DeviceId,
     memory: Arc<FakeMemory>,
+    axi: crate::testing::AxiCore,
 }
 
 fn rig() -> Rig {
@@ -146,7 +151,7 @@ fn rig() -> Rig {
     let registry = Registry::with_resets(core.clone(), Arc::new(FakeClock::new()), resets);
     let axi = crate::testing::AxiCore::new();
     registry.add_device(PlatformDevice { device: Some(device), ..axi_device("dma0", &axi) }).unwrap();
-    Rig { core, registry, reset, refuses, device, memory }
+    Rig { core, registry, reset, refuses, device, memory, axi }
 }
 
 fn at(pa: u64, len: u64) -> HostRange {
@@ -194,6 +199,34 @@ fn a_reset_that_its_owner_asked_for_does_not_outlive_the_release() {
     let fresh = rig.registry.take_group("dma0").unwrap();
     fresh.release().unwrap();
     assert!(Arc::ptr_eq(&now, &rig.core.domain_of(rig.device).unwrap()), "in its default domain");
+}
+
+#[test]
+fn a_reset_for_the_last_owner_does_nothing_to_the_next_one() {
+    let rig = rig();
+    rig.registry.bind("dma0", VFIO_DRIVER).unwrap();
+    let group = rig.registry.take_group("dma0").unwrap();
+    group.attach(&Ioas::new(Arc::new(Resident), IoasOptions::default())).unwrap();
+    let device = group.open("dma0").unwrap();
+    let (registry, axi, next) = (rig.registry.clone(), rig.axi.clone(), Arc::new(Mutex::new(None)));
+    let place = next.clone();
+    rig.reset.next(|| Err(()));
+    rig.reset.next(move || {
+        group.release().unwrap();
+        let theirs = registry.take_group("dma0").unwrap();
+        let ioas = Ioas::new(Arc::new(Resident), IoasOptions::default());
+        theirs.attach(&ioas).unwrap();
+        let open = theirs.open("dma0").unwrap();
+        *place.lock() = Some((theirs, ioas, open));
+        axi.registers().take_log();
+        Err(())
+    });
+    assert_eq!(device.reset(), Err(VfioError::Closed("dma0".to_string())));
+    assert!(rig.axi.registers().take_writes().is_empty(), "their registers");
+    let (theirs, ioas, _open) = next.lock().take().unwrap();
+    assert!(!theirs.is_quarantined());
+    let its = ioas.domain(theirs.instance()).unwrap();
+    assert!(Arc::ptr_eq(&its, &rig.core.domain_of(rig.device).unwrap()), "their memory");
 }
 
 #[test]
@@ -292,8 +325,7 @@ fn a_new_guest_s_memory_shows_its_devices_nothing_of_whoever_had_it_before() {
     for block in secrets {
         memory.free(block);
     }
-    let guest =
-        GuestMemory::new("a", memory.clone(), GuestMemoryConfig::new(Ipa(0x4000_0000), MIB)).unwrap();
+    let guest = GuestMemory::new("a", memory.clone(), GuestMemoryConfig::new(Ipa(0x4000_0000), MIB)).unwrap();
     let mut seen = [0xff; 64];
     for page in (0..MIB).step_by(0x1000) {
         let pa = guest.host_address(Ipa(0x4000_0000 + page)).unwrap();
@@ -463,10 +495,8 @@ impl DmaMemory for Hooked {
 }
 
 fn scribed() -> (Arc<Scribe>, Arc<GuestIommu<Hooked>>, Arc<Master>, Hooked) {
-    let memory = Hooked {
-        inner: Arc::new(FakeMemory::plain(0x4000_0000, 1 << 20)),
-        hook: Arc::new(Mutex::new(None)),
-    };
+    let memory =
+        Hooked { inner: Arc::new(FakeMemory::plain(0x4000_0000, 1 << 20)), hook: Arc::new(Mutex::new(None)) };
     let scribe = Arc::new(Scribe::default());
     let iommu = GuestIommu::new(scribe.clone(), memory.clone()).unwrap();
     let master = iommu.add_device(&[StreamMatch::exact(0)], Default::default()).unwrap();
@@ -497,10 +527,8 @@ fn a_table_that_the_host_took_although_it_complained_is_out_of_use_before_it_is_
 
 #[test]
 fn an_unmap_from_stage_2_reaches_a_stage_1_that_came_while_it_was_under_way() {
-    let memory = Hooked {
-        inner: Arc::new(FakeMemory::plain(0x1000_0000, 4 << 20)),
-        hook: Arc::new(Mutex::new(None)),
-    };
+    let memory =
+        Hooked { inner: Arc::new(FakeMemory::plain(0x1000_0000, 4 << 20)), hook: Arc::new(Mutex::new(None)) };
     let (iommu, mmio, _) = smmu(&memory);
     let parent = iommu.alloc_domain(DomainSpec::Stage2(Default::default()), Default::default()).unwrap();
     parent.map(Iova(0x1000), Pa(0x8000_0000), 0x1000, Prot::RW).unwrap();
@@ -515,8 +543,30 @@ fn an_unmap_from_stage_2_reaches_a_stage_1_that_came_while_it_was_under_way() {
     mmio.take_log();
     assert_eq!(parent.unmap(Iova(0x1000), 0x1000).unwrap(), 0x1000);
     assert!(nested.lock().is_some());
-    let combined = mmio.take_writes().iter().any(|(offset, _)| *offset == gr0::TLBIVMIDS1 as usize);
+    let combined = mmio.take_writes().iter().any(|(offset, _)| *offset == gr0::TLBIVMIDS1);
     assert!(combined, "its device may have used the entry just before it was cleared");
+}
+
+#[test]
+fn an_edge_that_comes_before_the_guest_has_ended_the_last_one_is_not_lost() {
+    let host = host();
+    let id = host.iommu_device("dma0", &[0xe80], &[]);
+    let mut device = axi_device("dma0", &crate::testing::AxiCore::new());
+    (device.device, device.interrupts) = (Some(id), Vec::from([Interrupt::edge(95)]));
+    host.registry.add_device(device).unwrap();
+    host.registry.bind("dma0", VFIO_DRIVER).unwrap();
+    let vm = host.vm("a", MIB);
+    let _assignment = host.passthrough.assign("dma0", vm.clone(), AssignOptions::default()).unwrap();
+    for _ in 0..3 {
+        host.passthrough.interrupt(95);
+        assert_eq!(vm.lines().take(), [95]);
+        // The guest has looked at the device already.
+        host.passthrough.interrupt(95);
+        vm.lines().end(95);
+        assert_eq!(vm.lines().take(), [95]);
+        vm.lines().end(95);
+        assert_eq!(vm.lines().take(), []);
+    }
 }
 
 #[test]

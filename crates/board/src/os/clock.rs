@@ -13,13 +13,23 @@ pub type Handler = Arc<dyn Fn() -> bool + Send + Sync>;
 /// Is told of every line that is high; gives how many devices listened.
 pub type Listener = Arc<dyn Fn(u32) -> usize + Send + Sync>;
 
+/// A handler that was added.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct HandlerId(u64);
+
+#[derive(Default)]
+struct Handlers {
+    all: Vec<(HandlerId, u32, Handler)>,
+    added: u64,
+}
+
 /// The interrupts of the machine and who handles them.
 pub struct Interrupts {
     machine: Weak<Machine>,
     core: IommuCore,
     /// Instance and lines of each SMMU.
     smmus: Vec<(portcullis_iommu::InstanceId, Vec<u32>)>,
-    handlers: Mutex<Vec<(u32, Handler)>>,
+    handlers: Mutex<Handlers>,
     listener: Mutex<Option<Listener>>,
 }
 
@@ -36,20 +46,24 @@ impl Interrupts {
         let (handlers, listener) = (Mutex::default(), Mutex::default());
         Arc::new(Self { machine: Arc::downgrade(machine), core, smmus, handlers, listener })
     }
-    fn handlers(&self) -> std::sync::MutexGuard<'_, Vec<(u32, Handler)>> {
+    fn handlers(&self) -> std::sync::MutexGuard<'_, Handlers> {
         self.handlers.lock().unwrap_or_else(PoisonError::into_inner)
     }
     /// Who is told of every line, after its handlers: passthrough.
     pub fn listen(&self, listener: Listener) {
         *self.listener.lock().unwrap_or_else(PoisonError::into_inner) = Some(listener);
     }
-    /// Adds a handler.
-    pub fn add(&self, line: u32, handler: Handler) {
-        self.handlers().push((line, handler));
+    /// Adds a handler of a line, which may have others.
+    pub fn add(&self, line: u32, handler: Handler) -> HandlerId {
+        let mut handlers = self.handlers();
+        let id = HandlerId(handlers.added);
+        handlers.added += 1;
+        handlers.all.push((id, line, handler));
+        id
     }
-    /// Takes all handlers of a line away.
-    pub fn remove(&self, line: u32) {
-        let gone: Vec<_> = self.handlers().extract_if(.., |(of, _)| *of == line).collect();
+    /// Takes a handler away.
+    pub fn remove(&self, id: HandlerId) {
+        let gone: Vec<_> = self.handlers().all.extract_if(.., |(of, ..)| *of == id).collect();
         // Not under the lock: a handler may own a driver.
         drop(gone);
     }
@@ -69,8 +83,13 @@ impl Interrupts {
         let Some(machine) = self.machine.upgrade() else { return 0 };
         let mut handled = 0;
         for line in machine.tracer().lines().pending() {
-            let handlers: Vec<Handler> =
-                self.handlers().iter().filter(|(of, _)| *of == line).map(|(_, h)| h.clone()).collect();
+            let handlers: Vec<Handler> = self
+                .handlers()
+                .all
+                .iter()
+                .filter(|(_, of, _)| *of == line)
+                .map(|(.., h)| h.clone())
+                .collect();
             handled += handlers.iter().filter(|handler| handler()).count();
             let listener = self.listener.lock().unwrap_or_else(PoisonError::into_inner).clone();
             handled += listener.map_or(0, |listener| listener(line));

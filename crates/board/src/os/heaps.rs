@@ -16,7 +16,7 @@ fn name(region: &ReservedRegion) -> &str {
     name.split('@').next().unwrap_or_default()
 }
 
-/// The heaps: `system`; one for each `shared-dma-pool` with `reusable` memory; one for each region that nobody else may map.
+/// The heaps: `system`; one for each `shared-dma-pool` that may be mapped; one for each region that nobody else may map.
 pub fn heaps(machine: &Machine) -> Vec<BoardHeap> {
     let mut heaps: Vec<BoardHeap> = vec![Arc::new(SystemHeap::new(machine.dma_memory()))];
     for reserved in &machine.description().reserved {

@@ -9,7 +9,7 @@ use portcullis_iommu::dma::{DeviceConfig, DmaDevice, DmaError, DmaSpace, Mode, S
 use portcullis_iommu::{DeviceId, DomainKind, GroupId, IommuCore, merge};
 use portcullis_vfio::{HostDriver, PlatformDevice, RegionWindow};
 
-use super::clock::{Interrupts, SleepingClock};
+use super::clock::{HandlerId, Interrupts, SleepingClock};
 use super::stack::AxiStack;
 use crate::compatible::AXI_DMA;
 use crate::machine;
@@ -134,6 +134,7 @@ struct Bound {
     stack: Arc<AxiStack<Memory>>,
     /// The driver's way to it, which ends with the binding: somebody may keep the stack.
     registers: Arc<RegionWindow>,
+    handlers: Vec<HandlerId>,
 }
 
 /// Its name on the platform bus, which is Linux's.
@@ -183,13 +184,14 @@ impl HostDriver for AxiHost {
         let stack = AxiStack::new(&device.name, node, registers.clone(), clock, dma).map_err(|e| text(&e))?;
         let stack = Arc::new(stack);
         self.offer(path, &stack)?;
+        let mut handlers = Vec::new();
         for (number, interrupt) in (0..).zip(&device.interrupts) {
             if let Some(channel) = stack.numbered(number) {
                 let handler = move || channel.handle_irq();
-                self.host.interrupts.add(interrupt.line, Arc::new(handler));
+                handlers.push(self.host.interrupts.add(interrupt.line, Arc::new(handler)));
             }
         }
-        lock(&self.cores).insert(device.name.clone(), Bound { stack, registers });
+        lock(&self.cores).insert(device.name.clone(), Bound { stack, registers, handlers });
         Ok(())
     }
     fn remove(&self, device: &PlatformDevice) -> Result<(), String> {
@@ -204,14 +206,18 @@ impl HostDriver for AxiHost {
             lock(&self.cores).insert(device.name.clone(), bound);
             return Err(error.to_string());
         }
-        for interrupt in &device.interrupts {
-            self.host.interrupts.remove(interrupt.line);
+        for handler in &bound.handlers {
+            self.host.interrupts.remove(*handler);
         }
         // Whoever has kept a channel cannot start it again.
         let quiet = bound.registers.revoke();
+        if !quiet {
+            lock(&self.cores).insert(device.name.clone(), bound);
+            return Err("somebody does not come back from its registers".to_string());
+        }
         // The descriptors go last.
         drop(bound);
-        if quiet { Ok(()) } else { Err("somebody does not come back from its registers".to_string()) }
+        Ok(())
     }
 }
 

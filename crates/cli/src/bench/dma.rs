@@ -11,7 +11,7 @@ use portcullis_board::MachineDescription;
 use portcullis_board::guest::Guest;
 use portcullis_board::os::host::DmaOptions;
 use portcullis_board::os::proxy::LoopClient as _;
-use portcullis_board::sim::{EngineKind, Machine, Memory, Options, Pool};
+use portcullis_board::sim::{EngineKind, EngineSlot, Machine, Memory, Options, Pool};
 use portcullis_board::system::{BootOptions, System};
 use portcullis_bus::{Activity, SystemMemory};
 use portcullis_hal::Mmio as _;
@@ -257,12 +257,9 @@ struct Loop<'a> {
 impl<'a> Loop<'a> {
     fn new(system: &'a System, len: u64) -> Self {
         let machine = system.machine();
-        let found = machine.engines().iter().enumerate();
-        let (slot, engine) = found
-            .filter(|(_, e)| matches!(e.engine, EngineKind::AxiDma(_)))
-            .map(|(i, e)| (i, e))
-            .next()
-            .expect("the board has cores");
+        let mut found = machine.engines().iter().enumerate();
+        let core = |(_, e): &(usize, &EngineSlot)| matches!(e.engine, EngineKind::AxiDma(_));
+        let (slot, engine) = found.find(core).expect("the board has cores");
         let device = system.os().axi().get(&engine.name).expect("bound at boot").dma().clone();
         let ring = device.alloc_coherent(PAGE).expect("memory");
         let buffers = device.alloc_coherent(2 * len).expect("memory");
@@ -289,10 +286,9 @@ impl<'a> Loop<'a> {
     fn once(&self) {
         let control = BdControl::new().with_length(self.len as u32);
         let from = self.buffers.iova().get();
-        for (block, at, buffer, control) in [
-            (S2MM, 64, from + self.len, control),
-            (MM2S, 0, from, control.with_sof(true).with_eof(true)),
-        ] {
+        for (block, at, buffer, control) in
+            [(S2MM, 64, from + self.len, control), (MM2S, 0, from, control.with_sof(true).with_eof(true))]
+        {
             let next = self.ring.iova().get() + at;
             let descriptor = Descriptor { next, buffer, control, status: Default::default() };
             self.ring.write(at, &descriptor.bytes()).expect("inside");

@@ -140,14 +140,18 @@ impl<R: Mmio, M: DmaMemory, C: Clock> Core<R, M, C> {
         BOTH.into_iter().filter(|direction| self.config.channel(*direction).is_some())
     }
 
-    /// Runs `change` under the lock, and the callbacks that come of it afterwards.
+    /// Runs `change` under the lock, and the callbacks that come of it afterwards: while the core is being reset, whoever
+    /// resets it runs them when that is through. A callback may terminate a channel, and would wait for a reset that its
+    /// own caller has yet to do.
     pub fn with<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
         let mut news = Vec::new();
         let result = {
             let mut state = self.state.lock();
             let result = change(&mut state);
-            for direction in BOTH {
-                news.append(&mut state.channel(direction).news);
+            if state.mastery != Mastery::Resetting {
+                for direction in BOTH {
+                    news.append(&mut state.channel(direction).news);
+                }
             }
             result
         };

@@ -10,7 +10,7 @@
 //! |---|---|---|
 //! | error | the transaction never ends; later ones may never either | it fails with kind and address, the core is reset, those behind it run |
 //! | the other channel at that reset | dies without a word | what was in its middle fails with [`EngineReset`](crate::dmaengine::TransferError::EngineReset), the rest is started again |
-//! | terminate | resets the core, the other channel with it | leaves the other channel alone if the stream stays whole: an MM2S that stops between two packets, an S2MM that was to receive nothing. Else it resets the core, and the other channel is told as above |
+//! | terminate | resets the core, the other channel with it | leaves the other channel alone if the stream stays whole: an MM2S that stops between two packets, an S2MM that was to receive nothing. Else it resets the core, and the other channel is told as above. A FIFO that the core's reset does not empty keeps what it has |
 //! | core that does not come out of reset | carries on | nothing starts until it has; until then transactions do not end, because their memory is not safe |
 //! | more than 255 transactions issued at once | the threshold does not count them | batches of at most 255 |
 //! | S2MM threshold | the number of transactions: a packet over two of them is never reported | 1, unless the delay timer is on |

@@ -34,6 +34,10 @@ pub(super) struct Slot {
     copy: Pa,
 }
 
+/// A range that begins in a buffer and ends behind it.
+#[derive(Debug)]
+pub(super) struct Overrun;
+
 /// A device's bounce buffers.
 pub(super) struct BouncePool {
     limit: u64,
@@ -84,16 +88,24 @@ impl BouncePool {
         Some(slot)
     }
 
-    /// The driver's memory and the copy behind a part of a mapping.
-    pub fn find(&self, iova: Iova, len: u64) -> Option<(Pa, Pa)> {
+    /// The driver's memory and the copy behind a part of a mapping; `None` if it does not bounce.
+    pub fn find(&self, iova: Iova, len: u64) -> Result<Option<(Pa, Pa)>, Overrun> {
         if !self.in_use() {
-            return None;
+            return Ok(None);
         }
         let slots = self.slots.lock();
-        let (start, slot) = slots.range(..=iova.get()).next_back()?;
-        let offset = iova.get() - start;
-        let inside = offset.checked_add(len).is_some_and(|end| end <= slot.len);
-        inside.then(|| (slot.original.wrapping_add(offset), slot.copy.wrapping_add(offset)))
+        let below = slots.range(..=iova.get()).next_back();
+        let Some((offset, slot)) =
+            below.map(|(start, slot)| (iova.get() - start, slot)).filter(|(offset, slot)| *offset < slot.len)
+        else {
+            return Ok(None);
+        };
+        match offset.checked_add(len) {
+            Some(end) if end <= slot.len => {
+                Ok(Some((slot.original.wrapping_add(offset), slot.copy.wrapping_add(offset))))
+            }
+            _ => Err(Overrun),
+        }
     }
 }
 

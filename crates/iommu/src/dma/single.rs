@@ -5,6 +5,7 @@ use core::panic::Location;
 use portcullis_arch::{Iova, Pa};
 use portcullis_hal::DmaMemory;
 
+use super::bounce::Overrun;
 use super::debug::Owner;
 use super::device::Inner;
 use super::space::{Part, ReleaseError};
@@ -203,7 +204,7 @@ impl<M: DmaMemory + Clone> Inner<M> {
         direction: Direction,
         for_cpu: bool,
     ) -> Result<(), DmaError> {
-        let bounced = self.bounce.find(iova, len);
+        let bounced = self.bounce.find(iova, len).map_err(|Overrun| self.not_mapped(iova, len))?;
         if for_cpu {
             if !direction.device_writes() {
                 return Ok(());

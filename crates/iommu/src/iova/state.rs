@@ -36,7 +36,9 @@ const CHUNK: u32 = 12;
 /// Ranges that the caches do not take start at multiples of this.
 const LARGE: u64 = 1 << ORDERS;
 
-/// The states of an aligned run of pages.
+/// The states of an aligned run of pages. Aligned, so that the run of pages that an empty cache takes at once has cache lines of its
+/// own: two CPUs that share one lose all scaling.
+#[repr(align(128))]
 pub(super) struct Chunk {
     /// Per page.
     small: [AtomicU8; 1 << CHUNK],

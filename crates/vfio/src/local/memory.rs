@@ -197,12 +197,7 @@ impl<M: DmaMemory> GuestMemory<M> {
         host.wmb();
         shuffle(&mut blocks, seed);
         let blocks: Arc<[u64]> = blocks.into();
-        let backing = Backing {
-            host,
-            blocks: blocks.clone(),
-            block,
-            pinned: Mutex::new(Counted::default()),
-        };
+        let backing = Backing { host, blocks: blocks.clone(), block, pinned: Mutex::new(Counted::default()) };
         let start = base.get().saturating_add(kept_free).min(end);
         Ok(Self {
             inner: Arc::new(Inner {

@@ -157,7 +157,9 @@ impl ProgramHandle {
         Ok(BufferHandle { board: self.board.clone(), buffer: Rc::new(RefCell::new(Some(buffer))) })
     }
     fn pass(&mut self, handle: i64, to: ProgramHandle) -> Result<i64> {
-        self.with(|t| to.with(|other| t.pass(number_of(handle)?, other).map(|h| i64::from(h.0)).or_else(fail)))
+        self.with(|t| {
+            to.with(|other| t.pass(number_of(handle)?, other).map(|h| i64::from(h.0)).or_else(fail))
+        })
     }
     fn close(&mut self, handle: i64) -> Result<()> {
         self.with(|t| t.close(number_of(handle)?).or_else(fail))

@@ -37,9 +37,10 @@ impl ProxyHandle {
 
     fn buffer(&mut self, channel: &str) -> Result<Map> {
         match self.client.buffer(channel) {
-            Some((iova, pa)) => {
-                Ok(map([("iova", (iova.get() as i64).into()), ("pa", pa.map_or(Dynamic::UNIT, |pa| (pa.get() as i64).into()))]))
-            }
+            Some((iova, pa)) => Ok(map([
+                ("iova", (iova.get() as i64).into()),
+                ("pa", pa.map_or(Dynamic::UNIT, |pa| (pa.get() as i64).into())),
+            ])),
             None => fail(format!("{} has no channel {channel:?}", self.client.name())),
         }
     }
@@ -115,7 +116,9 @@ impl Board {
         }
         let mut idle = 0;
         while running.iter().any(|l| !l.is_over()) && idle < PATIENCE {
-            let moved = running.iter_mut().filter(|l| !l.is_over()).map(Looping::step).any(|moved| moved);
+            let moved = running.iter_mut().filter(|l| !l.is_over()).map(Looping::step);
+            // Each of them gets its turn.
+            let moved = moved.fold(false, |any, moved| any | moved);
             idle = if moved { 0 } else { idle + 1 };
             self.world.system.run_for(SLICE_NS);
             self.drain();
