@@ -237,7 +237,8 @@ fn a_machine_built_from_either_tree_has_engines_of_the_same_names() {
             let (b, g) = (b.engine(&placed.name).unwrap(), g.engine(&placed.name).unwrap());
             assert_eq!((&b.path, b.base), (&placed.board_path, placed.board_base));
             assert_eq!((&g.path, g.base, g.size), (&placed.guest_path, placed.base, placed.size));
-            let numbers: Vec<(u32, u32)> = b.interrupt.zip(g.interrupt).into_iter().collect();
+            let numbers: Vec<(u32, u32)> =
+                b.interrupts.iter().copied().zip(g.interrupts.iter().copied()).collect();
             assert_eq!(numbers, placed.interrupts);
         }
         for function in &guest.pci {

@@ -1,5 +1,7 @@
 //! The table itself: making, reading and dropping it, and the walk that map, unmap and protect share.
 
+use core::sync::atomic::{AtomicU64, Ordering, fence};
+
 use portcullis_arch::Pa;
 use portcullis_hal::{Block, DmaMemory};
 
@@ -44,7 +46,56 @@ pub struct PageTable<S: Stage, M: DmaMemory> {
     pub(crate) geometry: Geometry,
     pub(crate) root: Pa,
     pub(crate) coherent: bool,
+    tops: Tops,
     config: Config<S>,
+}
+
+/// Where the tables above the last level were found: a page's entry is then two loads away and not four. Read by all callers, and
+/// written when a range of addresses is used for the first time (1 GiB with 4K pages), so that callers that map at the same time share
+/// it without writing it.
+#[derive(Debug, Default)]
+struct Tops {
+    /// Address bits above such a table, plus one, in bits 63:40; its address without bits 11:0 below.
+    words: [AtomicU64; TOPS],
+    /// Times that words were cleared, because tables are going to be freed.
+    clears: AtomicU64,
+}
+
+/// Ranges that are remembered.
+const TOPS: usize = 8;
+const TOP_ADDRESS: u64 = (1 << 40) - 1;
+
+impl Tops {
+    #[inline]
+    fn word(&self, key: u64) -> &AtomicU64 {
+        &self.words[(key % TOPS as u64) as usize]
+    }
+    #[inline]
+    fn get(&self, key: u64) -> Option<u64> {
+        let word = self.word(key).load(Ordering::Acquire);
+        (word >> 40 == key + 1).then_some((word & TOP_ADDRESS) << 12)
+    }
+    fn clears(&self) -> u64 {
+        self.clears.load(Ordering::SeqCst)
+    }
+    /// Remembers a table that was found after [`clears`](Self::clears) gave `clears`.
+    fn set(&self, key: u64, table: u64, clears: u64) {
+        let word = self.word(key);
+        word.store((key + 1) << 40 | table >> 12, Ordering::SeqCst);
+        fence(Ordering::SeqCst);
+        if self.clears() != clears {
+            // Perhaps it is being freed: whoever clears may have been here before.
+            word.store(0, Ordering::SeqCst);
+        }
+    }
+    /// Forgets everything: what was detached is going to be freed.
+    fn clear(&self) {
+        self.clears.fetch_add(1, Ordering::SeqCst);
+        fence(Ordering::SeqCst);
+        for word in &self.words {
+            word.store(0, Ordering::SeqCst);
+        }
+    }
 }
 
 /// What an input address translates to.
@@ -88,7 +139,14 @@ impl<S: Stage, M: DmaMemory> PageTable<S, M> {
             mem.clean(block.pa, len);
         }
         mem.wmb();
-        Ok(Self { mem, geometry, root: block.pa, coherent: config.coherent_walk, config })
+        Ok(Self {
+            mem,
+            geometry,
+            root: block.pa,
+            coherent: config.coherent_walk,
+            tops: Tops::default(),
+            config,
+        })
     }
 
     /// Address of the first table (the first of several side by side, if concatenated).
@@ -159,6 +217,7 @@ impl<S: Stage, M: DmaMemory> PageTable<S, M> {
     /// Frees tables without any mapping. The exclusive borrow is what makes this safe: nobody can be about to use one.
     /// Returns how many there were.
     pub fn free_empty_tables(&mut self, flush: &mut impl Flush) -> usize {
+        self.tops.clear();
         let mut freed = 0;
         self.prune(self.root.get(), self.geometry.start, 0, flush, &mut freed);
         freed
@@ -267,19 +326,58 @@ impl<S: Stage, M: DmaMemory> PageTable<S, M> {
     #[inline]
     pub(crate) fn page_entry(&self, offset: u64) -> Option<Pa> {
         let g = &self.geometry;
-        let stop = g.granule_log2;
-        let mut shift = g.root_shift;
-        let mut pa = self.root.get() + (offset >> shift) * 8;
-        let wanted = if self.coherent { TABLE } else { TABLE | SYNCED };
-        while shift > stop {
-            let value = self.mem.load64(Pa(pa));
-            if value & wanted != wanted {
-                return None;
-            }
-            shift -= g.stride;
-            pa = (value & g.next_mask) + ((offset >> shift) & g.index_mask) * 8;
+        // What a table above the last level translates.
+        let shift = g.granule_log2 + 2 * g.stride;
+        if g.root_shift < shift {
+            return self.descend(self.root.get() + (offset >> g.root_shift) * 8, g.root_shift, offset);
+        }
+        let table = match self.tops.get(offset >> shift) {
+            Some(table) => table,
+            None => self.find_top(offset, shift)?,
+        };
+        let shift = shift - g.stride;
+        self.descend(table + ((offset >> shift) & g.index_mask) * 8, shift, offset)
+    }
+
+    /// From an entry that translates 2^shift bytes down to the page's.
+    #[inline]
+    fn descend(&self, mut pa: u64, mut shift: u32, offset: u64) -> Option<Pa> {
+        let g = &self.geometry;
+        while shift > g.granule_log2 {
+            (pa, shift) = self.below(pa, shift, offset)?;
         }
         Some(Pa(pa))
+    }
+
+    /// One level down, if a table is there that a walker is known to see.
+    #[inline]
+    fn below(&self, pa: u64, shift: u32, offset: u64) -> Option<(u64, u32)> {
+        let g = &self.geometry;
+        let wanted = if self.coherent { TABLE } else { TABLE | SYNCED };
+        let value = self.mem.load64(Pa(pa));
+        let shift = shift - g.stride;
+        (value & wanted == wanted)
+            .then(|| ((value & g.next_mask) + ((offset >> shift) & g.index_mask) * 8, shift))
+    }
+
+    /// Walks to the table above the last level, and remembers it.
+    #[cold]
+    fn find_top(&self, offset: u64, top_shift: u32) -> Option<u64> {
+        let g = &self.geometry;
+        let clears = self.tops.clears();
+        let mut shift = g.root_shift;
+        let mut pa = self.root.get() + (offset >> shift) * 8;
+        while shift >= top_shift {
+            (pa, shift) = self.below(pa, shift, offset)?;
+        }
+        let table = pa - ((offset >> shift) & g.index_mask) * 8;
+        self.tops.set(offset >> top_shift, table, clears);
+        Some(table)
+    }
+
+    /// Tables above the last level have been detached and are going to be freed.
+    pub(crate) fn forget_tops(&self) {
+        self.tops.clear();
     }
 
     /// Refuses a range that cuts a block at its start or at its end.

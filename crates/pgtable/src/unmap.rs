@@ -140,6 +140,9 @@ impl<S: Stage, M: DmaMemory> PageTable<S, M> {
         if self.mem.cas64(entry.pa, entry.value, 0).is_err() {
             return 0;
         }
+        if entry.level + 1 < LAST {
+            self.forget_tops();
+        }
         self.publish(entry.pa, 1);
         self.mem.wmb();
         flush.table(self.input(at), g.size(entry.level));

@@ -2,7 +2,8 @@
 //! machines on two threads.
 
 use std::hint::black_box;
-use std::sync::{Arc, Barrier};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Barrier, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use portcullis_arch::axidma::{BdControl, Descriptor, Dmacr, MM2S, S2MM, bd, reg};
@@ -14,7 +15,7 @@ use portcullis_board::os::proxy::LoopClient as _;
 use portcullis_board::sim::{EngineKind, EngineSlot, Machine, Memory, Options, Pool};
 use portcullis_board::system::{BootOptions, System};
 use portcullis_bus::{Activity, SystemMemory};
-use portcullis_hal::Mmio as _;
+use portcullis_hal::{Block, DmaMemory, Mmio as _};
 use portcullis_iommu::dma::{
     Coherent, DeviceConfig, Direction, DmaAttrs, DmaDevice, DmaSpace, Mode, SpaceConfig,
 };
@@ -143,8 +144,54 @@ fn together(device: &DmaDevice<Memory>, space: &Arc<DmaSpace>, threads: usize, n
     })
 }
 
-/// A domain of real tables in the board's memory and no SMMU: what the API and the tables cost, without waiting for hardware.
-struct Tables(PageTable<Stage1, Memory>);
+/// Plain memory for tables, from address 0 on, without the decoding of addresses that a board's memory does.
+#[derive(Clone)]
+struct Plain(Arc<(Vec<AtomicU64>, Mutex<Vec<u64>>)>);
+
+impl Plain {
+    fn new(tables: u64) -> Self {
+        let words = (0..tables * 512).map(|_| AtomicU64::new(0)).collect();
+        let free = (0..tables).rev().map(|table| table << 12).collect();
+        Self(Arc::new((words, Mutex::new(free))))
+    }
+    #[inline]
+    fn word(&self, pa: Pa) -> &AtomicU64 {
+        &self.0.0[(pa.get() / 8) as usize]
+    }
+}
+
+impl DmaMemory for Plain {
+    fn alloc(&self, len: usize, _: usize) -> Option<Block> {
+        let mut free = self.0.1.lock().unwrap_or_else(PoisonError::into_inner);
+        Some(Block { pa: Pa(free.pop()?), len })
+    }
+    fn free(&self, block: Block) {
+        self.0.1.lock().unwrap_or_else(PoisonError::into_inner).push(block.pa.get());
+    }
+    #[inline]
+    fn load64(&self, pa: Pa) -> u64 {
+        self.word(pa).load(Ordering::Acquire)
+    }
+    #[inline]
+    fn store64(&self, pa: Pa, value: u64) {
+        self.word(pa).store(value, Ordering::Release);
+    }
+    #[inline]
+    fn cas64(&self, pa: Pa, expected: u64, new: u64) -> Result<(), u64> {
+        self.word(pa).compare_exchange(expected, new, Ordering::AcqRel, Ordering::Acquire).map(drop)
+    }
+    fn read(&self, _: Pa, _: &mut [u8]) {}
+    fn write(&self, _: Pa, _: &[u8]) {}
+    fn clean(&self, _: Pa, _: usize) {}
+    fn invalidate(&self, _: Pa, _: usize) {}
+    #[inline]
+    fn wmb(&self) {
+        std::sync::atomic::fence(Ordering::Release);
+    }
+}
+
+/// A domain of real tables and no SMMU: what the API and the tables cost, without waiting for hardware.
+struct Tables(PageTable<Stage1, Plain>);
 
 impl DomainOps for Tables {
     fn kind(&self) -> DomainKind {
@@ -191,12 +238,12 @@ impl DomainOps for Tables {
     }
 }
 
-/// Goal 13: the DMA API, lazy, first without hardware to wait for, as the peer was measured, then over the SMMUv2's driver and
-/// model, whose flush waits for every port.
+/// Goal 13: the DMA API, lazy, first with tables in plain memory and no hardware to wait for, as the peer was measured; then on a
+/// board, over the SMMUv2's driver and model, whose flush waits for every port.
 pub fn mappings() -> Vec<Figure> {
     let memory = SystemMemory::new(&[(0, 1 << 24)]).expect("valid region");
     let memory = Memory::new(memory, Arc::new(Pool::new(Pa(0), 24)));
-    let table = PageTable::new(memory.clone(), Config::new(Granule::K4, 48, 48)).expect("48 bits, 4K");
+    let table = PageTable::new(Plain::new(64), Config::new(Granule::K4, 48, 48)).expect("48 bits, 4K");
     let domain = Domain::new(Arc::new(Tables(table)), InstanceId(0));
     let config = SpaceConfig { mode: Mode::Lazy, ..SpaceConfig::default() };
     let space = DmaSpace::new(domain, config).expect("a domain with a table");
@@ -208,7 +255,7 @@ pub fn mappings() -> Vec<Figure> {
     let stack = system.os().axi().get("axidma0").expect("bound at boot");
     let device = stack.dma().clone();
     let space = device.space().expect("a domain that translates").clone();
-    figures.extend(mapped(0, "the same over the SMMUv2 and its flushes", &device, &space));
+    figures.extend(mapped(0, "the same on a board, over its SMMUv2", &device, &space));
     figures
 }
 

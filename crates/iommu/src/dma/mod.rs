@@ -14,7 +14,7 @@
 //! | Covered | Not covered |
 //! |---|---|
 //! | coherent memory, single buffers, scatter lists, registers of other devices | per-device coherent pools |
-//! | strict and lazy invalidation (per-CPU rings of 190, 10 ms) | the single shared queue |
+//! | strict and lazy invalidation (per-CPU rings of 255, 10 ms) | the single shared queue |
 //! | cache maintenance for devices that do not snoop | highmem |
 //! | bounce buffers: untrusted devices, buffers that share cache lines with others' data | bouncing below a mask |
 //! | a debug mode that remembers every mapping and reports misuse, see [`DmaReport`] | |
@@ -28,7 +28,7 @@
 //!
 //! In [`Mode::Strict`] no access of the device to the buffer is possible once `unmap_*` has returned without an error.
 //! In [`Mode::Lazy`] one that has the translation cached may still reach the buffer until the next flush, which is when
-//! 190 mappings of a CPU wait, or when [`DmaSpace::tick`] finds that the oldest waits for 10 ms. The I/O virtual
+//! 255 mappings of a CPU wait, or when [`DmaSpace::tick`] finds that the oldest waits for 10 ms. The I/O virtual
 //! address is given to nobody else before a flush that began after the unmap is complete, and neither are page tables
 //! or bounce buffers; but the caller's own memory is the caller's, as in Linux: whoever frees it at once lets a
 //! misbehaving device see or change its next use for that long. Do not use it for devices that are not trusted

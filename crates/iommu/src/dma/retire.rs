@@ -13,10 +13,9 @@ use spin::Mutex;
 
 use crate::Domain;
 
-/// Addresses that wait in one ring at most. Linux has 256 (`IOVA_DEFAULT_FQ_SIZE`); here what a full ring gives back at once has to
-/// fit into a CPU's two magazines (254) beside the rest of a run (63). Otherwise a magazine goes to the depot each time, another
-/// CPU takes it, and addresses wander between CPUs, with the cache lines of their descriptors.
-pub(super) const RING: usize = 190;
+/// Addresses that wait in one ring at most (Linux `IOVA_DEFAULT_FQ_SIZE` is 256, of which 255 can be used). With one more they are two
+/// runs of a CPU's IOVA cache, whose magazines hold them all: nothing of them goes by way of other CPUs.
+pub(super) const RING: usize = 255;
 /// A ring is looked after each time so many more wait.
 const BATCH: usize = 32;
 

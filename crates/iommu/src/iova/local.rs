@@ -12,7 +12,7 @@ use super::{IovaDomain, IovaError, Size};
 ///
 /// Ranges may be freed through another handle, or through the domain, than they were allocated with. A handle reads at each call
 /// whether the domain wants its cached ranges back (because an allocation failed somewhere) and returns them then; so one that
-/// is not used keeps what it has, at most 254 ranges of each size. Dropping it returns them (Linux: a CPU goes offline).
+/// is not used keeps what it has, at most 320 ranges of each size. Dropping it returns them (Linux: a CPU goes offline).
 pub struct LocalIova {
     domain: Arc<IovaDomain>,
     owned: Owned,

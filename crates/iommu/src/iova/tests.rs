@@ -213,7 +213,7 @@ fn the_depot_is_bounded_and_trimmed_to_the_number_of_cpus() {
         domain.free(0, iova, PAGE).unwrap();
     }
     let kept = 20_000 + 32 - (domain.usage().free - before) / PAGE;
-    let magazines = kept as usize / 127;
+    let magazines = kept as usize / 160;
     assert!(
         (32..34).contains(&magazines),
         "{magazines}: 32 in the depot, and two of the CPU, not quite full"
