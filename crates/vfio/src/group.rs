@@ -306,6 +306,8 @@ impl Group {
         let Some(ioas) = self.ioas() else { return closed };
         // Blocked first: what is unmapped or unpinned later is out of reach already.
         self.core.block()?;
+        // What the IOMMU has recorded so far is this owner's, and the next one shall not be told of it.
+        let _handled = self.core.registry.core().handle_irq(self.core.instance);
         let detached = ioas.detach_group(self.core.id, self.core.instance);
         self.state.lock().ioas = None;
         closed.and(detached.map_err(VfioError::from))

@@ -61,7 +61,7 @@ impl<'a> Aim<'a> {
         write(reg::TAILDESC_MSB, (descriptor.get() >> 32) as u32);
     }
 
-    /// Moves [`BYTES`] between the guest's own buffer and `target`, which is an address that the guest has no memory at. `host` is
+    /// Moves 64 bytes between the guest's own buffer and `target`, which is an address that the guest has no memory at. `host` is
     /// where the board has the memory that is being aimed at.
     pub fn attempt(&self, target: u64, host: Pa, write: bool) -> Attempt {
         let memory = self.guest.vm().guest_memory();

@@ -134,7 +134,11 @@ impl<M: DmaMemory + Clone + 'static> LoopClient for ProxyOf<M> {
         rx.fill(0, bytes as u64, 0).map_err(text)?;
         for side in [Side::Tx, Side::Rx] {
             self.proxy.interface(side).set_length(u32::try_from(bytes).unwrap_or(u32::MAX));
-            self.proxy.start(side).map_err(|e| format!("{}: {side}: {e}", self.name))?;
+            if let Err(error) = self.proxy.start(side) {
+                // The side that was started has nobody to wait for.
+                let _settled = self.proxy.finish(Side::Tx);
+                return Err(format!("{}: {side}: {error}", self.name));
+            }
         }
         *lock(&self.round) = Some(sent);
         Ok(())
