@@ -58,6 +58,9 @@ pub fn test(arguments: &ProxyTestArguments) -> Result<bool, String> {
     };
     let chosen = choose(&arguments.board).map_err(|e| e.to_string())?;
     let description = MachineDescription::from_tree(&chosen.tree).map_err(|e| e.to_string())?;
+    if description.dma_proxies.is_empty() {
+        return Err(format!("{}: no dma-proxy in its tree", arguments.board));
+    }
     let options = Options { plain_ports: true, ..Options::default() };
     let text = |e: &dyn std::fmt::Display| format!("{}: {e}", arguments.board);
     let machine = Machine::build(description, options).map_err(|e| text(&e))?;

@@ -56,8 +56,10 @@ fn two_machines_run_it_at_the_same_time() {
 
 #[test]
 fn a_board_without_a_proxy_is_refused() {
-    run(&["dma-proxy-test", "--board", "zynqmp-thesis", "1", "1"]).is_refused(&["no dma-proxy0"]);
+    run(&["dma-proxy-test", "--board", "zynqmp-thesis", "1", "1"])
+        .is_refused(&["zynqmp-thesis: no dma-proxy"]);
     run(&["dma-proxy-test", "--proxy", "7", "1", "1"]).is_refused(&["dma-proxy7", "dma-proxy0, dma-proxy1"]);
     run(&["dma-proxy-test", "--vms", "3", "1", "1"]).is_refused(&["0, 1 or 2"]);
-    run(&["dma-proxy-test", "--board", "zynqmp-thesis", "--vms", "1", "1", "1"]).is_refused(&["dma-proxy0"]);
+    run(&["dma-proxy-test", "--board", "zynqmp-thesis", "--vms", "1", "1", "1"])
+        .is_refused(&["no dma-proxy"]);
 }
