@@ -28,7 +28,14 @@ fn every_scenario_of_every_board_passes_on_its_own() {
 
 #[test]
 fn the_experiments_come_first_and_the_troubles_follow() {
-    let boards = ["smmuv3", "smmuv3-noncoherent", "smmuv3-tour", "zynqmp-thesis", "zynqmp-thesis-hpc1"];
+    let boards = [
+        "smmuv3",
+        "smmuv3-noncoherent",
+        "smmuv3-tour",
+        "zynqmp-hp0-2dma",
+        "zynqmp-thesis",
+        "zynqmp-thesis-hpc1",
+    ];
     assert_eq!(names(&["boards", "--json"]), boards);
     let expected = [
         "ps-dma",
@@ -50,6 +57,34 @@ fn the_experiments_come_first_and_the_troubles_follow() {
     // The same from files as from the binary.
     let file = board_file("zynqmp-thesis.dtb");
     assert_eq!(names(&["scenarios", file.to_str().unwrap(), "--json"]), expected);
+}
+
+#[test]
+fn the_board_with_two_cores_shows_what_it_is_for() {
+    let expected = [
+        "host-loop",
+        "two-vms",
+        "isolation",
+        "handover",
+        "nested",
+        "shared-group",
+        "nic-behind-smmu",
+        "uncached-or-stale",
+        "heap-sharing",
+        "first-map",
+        "lazy-window",
+        "heaps",
+    ];
+    assert_eq!(names(&["scenarios", "zynqmp-hp0-2dma", "--json"]), expected);
+    let report = run(&["machine", "zynqmp-hp0-2dma"]).stdout;
+    for text in [
+        "AXI DMA /amba-pl/dma@a0010000 at 0xa0010000 on hp0: scatter-gather, 64 address bits",
+        "streams 0xe83 0xe84 0xe85",
+        "used by /dma-proxy-1",
+        "bit 3 of IOU_INTERCONNECT_ROUTE",
+    ] {
+        assert!(report.contains(text), "{text:?} is not in:\n{report}");
+    }
 }
 
 #[test]
