@@ -72,7 +72,7 @@ fn pci_devices_get_addresses_below_4_gib_until_there_are_none() {
 fn page_0_and_reserved_windows_are_never_handed_out() {
     let config = SpaceConfig {
         reserved: &[SOFTWARE_MSI],
-        limit: Some(Iova(SOFTWARE_MSI.end() + 100 * PAGE - 1)),
+        limit: Some(Iova(SOFTWARE_MSI.end() + 300 * PAGE - 1)),
         ..SpaceConfig::default()
     };
     let rig = Rig::with(FakeMemory::plain(0x8000_0000, 1 << 20), config);
