@@ -41,6 +41,16 @@ pub struct Geometry {
     pub index_mask: u64,
     /// Where a table descriptor has the next table's address.
     pub next_mask: u64,
+    /// Bits of an address inside of a page.
+    pub page_mask: u64,
+    /// log2 of what a table of the last level translates.
+    pub table_shift: u32,
+    /// log2 of what a table above those translates.
+    pub top_shift: u32,
+    /// Bytes of the input range.
+    pub input_size: u64,
+    /// Bytes of the output range.
+    pub output_size: u64,
     pub input_bits: u8,
     pub output_bits: u8,
     /// IPS or PS.
@@ -70,6 +80,11 @@ impl Geometry {
             root_shift: 0,
             index_mask: (1 << stride) - 1,
             next_mask: ADDRESS & !(granule.size() - 1),
+            page_mask: granule.size() - 1,
+            table_shift: granule_log2 + stride,
+            top_shift: granule_log2 + 2 * stride,
+            input_size: 1 << input_bits,
+            output_size: 1 << output_bits,
             input_bits,
             output_bits,
             output_code,
@@ -134,7 +149,7 @@ impl Geometry {
 
     #[inline]
     pub fn granule(&self) -> u64 {
-        1 << self.granule_log2
+        self.page_mask + 1
     }
 
     /// Bytes of the first table.
@@ -201,12 +216,23 @@ impl Geometry {
     /// True if all of `[offset, offset + len)` is an input.
     #[inline]
     pub fn contains(&self, offset: u64, len: u64) -> bool {
-        let limit = 1 << self.input_bits;
-        offset < limit && len <= limit - offset
+        within(offset, len, self.input_size)
+    }
+
+    /// True if all of `[pa, pa + len)` is an output.
+    #[inline]
+    pub fn puts_out(&self, pa: u64, len: u64) -> bool {
+        within(pa, len, self.output_size)
     }
 
     /// First and last input address.
     pub fn limits(&self) -> (u64, u64) {
         (self.base, self.base.wrapping_add((1 << self.input_bits) - 1))
     }
+}
+
+/// True if all of `[start, start + len)` is below `end`.
+#[inline]
+fn within(start: u64, len: u64, end: u64) -> bool {
+    start < end && len <= end - start
 }

@@ -9,7 +9,7 @@ use portcullis_hal::DmaMemory;
 
 use crate::geometry::{LAST, SYNCED, TABLE, VALID};
 use crate::stage::InputAddress;
-use crate::table::{PageTable, fits};
+use crate::table::PageTable;
 use crate::{MapError, Prot, Stage};
 
 /// Neighbouring leaves in one table.
@@ -32,6 +32,21 @@ impl<S: Stage, M: DmaMemory> PageTable<S, M> {
         let offset = self.check_map(iova, pa, len, prot)?;
         let attributes = S::leaf_bits(prot);
         let pa = pa.get();
+        // One page in a table that exists: what most calls are about.
+        if len == self.geometry.granule()
+            && let Some(entry) = self.page_entry(offset)
+        {
+            let run = Run { entry, level: LAST, count: 1, fresh: false };
+            self.check_free_page(run.entry, offset)?;
+            self.commit(run, offset, pa, attributes)?;
+            self.mem.wmb();
+            return Ok(());
+        }
+        self.map_more(offset, pa, len, attributes)
+    }
+
+    #[inline(never)]
+    fn map_more(&self, offset: u64, pa: u64, len: u64, attributes: u64) -> Result<(), MapError> {
         if let Some(mut run) = self.short_run(offset, len) {
             self.check_free(&mut run, offset)?;
             self.commit(run, offset, pa, attributes)?;
@@ -45,7 +60,7 @@ impl<S: Stage, M: DmaMemory> PageTable<S, M> {
     #[inline]
     fn short_run(&self, offset: u64, len: u64) -> Option<Run> {
         let g = &self.geometry;
-        if self.crosses_tables(offset, offset + len) || len >= g.size(LAST - 1) {
+        if self.crosses_tables(offset, offset + len) || len >> g.table_shift != 0 {
             return None;
         }
         let entry = self.page_entry(offset)?;
@@ -80,15 +95,15 @@ impl<S: Stage, M: DmaMemory> PageTable<S, M> {
     fn check_map(&self, iova: S::Input, pa: Pa, len: u64, prot: Prot<S>) -> Result<u64, MapError> {
         let g = &self.geometry;
         let offset = self.offset(iova);
-        let (iova, pa, granule) = (iova.get(), pa.get(), g.granule());
-        if (offset | pa | len) & (granule - 1) != 0 || len == 0 {
-            return Err(MapError::Unaligned { iova, pa, len, granule });
+        let (iova, pa) = (iova.get(), pa.get());
+        if (offset | pa | len) & g.page_mask != 0 || len == 0 {
+            return Err(MapError::Unaligned { iova, pa, len, granule: g.granule() });
         }
         if !g.contains(offset, len) {
             let (first, last) = g.limits();
             return Err(MapError::InputRange { iova, len, first, last });
         }
-        if !fits(pa, len, g.output_bits) {
+        if !g.puts_out(pa, len) {
             return Err(MapError::OutputRange { pa, len, bits: g.output_bits });
         }
         if !prot.read && !prot.write {
@@ -151,7 +166,7 @@ impl<S: Stage, M: DmaMemory> PageTable<S, M> {
         let len = g.table_len() as usize;
         let block = self.mem.alloc(len, len).ok_or(MapError::NoMemory { iova: self.input(offset) })?;
         let pa = block.pa.get();
-        if !fits(pa, g.table_len(), g.output_bits) {
+        if !g.puts_out(pa, g.table_len()) {
             self.mem.free(block);
             return Err(MapError::TableAddress { pa, bits: g.output_bits });
         }
@@ -187,7 +202,13 @@ impl<S: Stage, M: DmaMemory> PageTable<S, M> {
         if run.count > 1 {
             return self.check_several(run, offset);
         }
-        match self.mem.load64(run.entry) & VALID {
+        self.check_free_page(run.entry, offset)
+    }
+
+    /// The same for one entry.
+    #[inline(always)]
+    fn check_free_page(&self, entry: Pa, offset: u64) -> Result<(), MapError> {
+        match self.mem.load64(entry) & VALID {
             0 => Ok(()),
             _ => Err(MapError::AlreadyMapped { iova: self.input(offset) }),
         }
@@ -222,14 +243,21 @@ impl<S: Stage, M: DmaMemory> PageTable<S, M> {
     }
 
     /// Stores a run's descriptors. The barrier is the caller's.
-    #[inline]
+    #[inline(always)]
     fn commit(&self, run: Run, offset: u64, pa: u64, attributes: u64) -> Result<(), MapError> {
-        let g = &self.geometry;
-        let first = pa | attributes | g.leaf_type(run.level);
-        let step = g.size(run.level);
+        let first = pa | attributes | self.geometry.leaf_type(run.level);
         if run.count == 1 && run.level == LAST {
             self.mem.store64(run.entry, first);
-        } else if run.level == LAST {
+            self.publish(run.entry, 1);
+            return Ok(());
+        }
+        self.commit_several(run, offset, first)
+    }
+
+    fn commit_several(&self, run: Run, offset: u64, first: u64) -> Result<(), MapError> {
+        let g = &self.geometry;
+        let step = g.size(run.level);
+        if run.level == LAST {
             self.mem.store_run(run.entry, run.count as usize, first, step);
         } else {
             // An entry here can become a table; a plain store could lose one.

@@ -131,7 +131,7 @@ impl<S: Stage, M: DmaMemory> PageTable<S, M> {
         let len = usize::try_from(bytes).map_err(|_| no_memory)?;
         let block = mem.alloc(len, len).ok_or(no_memory)?;
         let (pa, bits) = (block.pa.get(), config.output_bits);
-        if !fits(pa, bytes, bits) {
+        if !geometry.puts_out(pa, bytes) {
             mem.free(block);
             return Err(ConfigError::TableAddress { pa, bits });
         }
@@ -265,10 +265,9 @@ impl<S: Stage, M: DmaMemory> PageTable<S, M> {
     pub(crate) fn check_range(&self, iova: S::Input, len: u64) -> Result<u64, UnmapError> {
         let g = &self.geometry;
         let offset = self.offset(iova);
-        let granule = g.granule();
         let iova = iova.get();
-        if (offset | len) & (granule - 1) != 0 || len == 0 {
-            return Err(UnmapError::Unaligned { iova, len, granule });
+        if (offset | len) & g.page_mask != 0 || len == 0 {
+            return Err(UnmapError::Unaligned { iova, len, granule: g.granule() });
         }
         if !g.contains(offset, len) {
             let (first, last) = g.limits();
@@ -323,24 +322,22 @@ impl<S: Stage, M: DmaMemory> PageTable<S, M> {
 
     /// The straight way to a page's entry, where tables lead all the way to the last level and a walker is known to
     /// see them. `None` says nothing but that the long way has to be taken.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn page_entry(&self, offset: u64) -> Option<Pa> {
         let g = &self.geometry;
-        // What a table above the last level translates.
-        let shift = g.granule_log2 + 2 * g.stride;
-        if g.root_shift < shift {
+        if g.root_shift < g.top_shift {
             return self.descend(self.root.get() + (offset >> g.root_shift) * 8, g.root_shift, offset);
         }
-        let table = match self.tops.get(offset >> shift) {
+        let table = match self.tops.get(offset >> g.top_shift) {
             Some(table) => table,
-            None => self.find_top(offset, shift)?,
+            None => self.find_top(offset)?,
         };
-        let shift = shift - g.stride;
-        self.descend(table + ((offset >> shift) & g.index_mask) * 8, shift, offset)
+        let above = table + ((offset >> g.table_shift) & g.index_mask) * 8;
+        self.below(above, g.table_shift, offset).map(|(entry, _)| Pa(entry))
     }
 
     /// From an entry that translates 2^shift bytes down to the page's.
-    #[inline]
+    #[inline(never)]
     fn descend(&self, mut pa: u64, mut shift: u32, offset: u64) -> Option<Pa> {
         let g = &self.geometry;
         while shift > g.granule_log2 {
@@ -350,7 +347,7 @@ impl<S: Stage, M: DmaMemory> PageTable<S, M> {
     }
 
     /// One level down, if a table is there that a walker is known to see.
-    #[inline]
+    #[inline(always)]
     fn below(&self, pa: u64, shift: u32, offset: u64) -> Option<(u64, u32)> {
         let g = &self.geometry;
         let wanted = if self.coherent { TABLE } else { TABLE | SYNCED };
@@ -362,16 +359,17 @@ impl<S: Stage, M: DmaMemory> PageTable<S, M> {
 
     /// Walks to the table above the last level, and remembers it.
     #[cold]
-    fn find_top(&self, offset: u64, top_shift: u32) -> Option<u64> {
+    #[inline(never)]
+    fn find_top(&self, offset: u64) -> Option<u64> {
         let g = &self.geometry;
         let clears = self.tops.clears();
         let mut shift = g.root_shift;
         let mut pa = self.root.get() + (offset >> shift) * 8;
-        while shift >= top_shift {
+        while shift >= g.top_shift {
             (pa, shift) = self.below(pa, shift, offset)?;
         }
         let table = pa - ((offset >> shift) & g.index_mask) * 8;
-        self.tops.set(offset >> top_shift, table, clears);
+        self.tops.set(offset >> g.top_shift, table, clears);
         Some(table)
     }
 
@@ -437,10 +435,4 @@ impl<S: Stage, M: DmaMemory> Drop for PageTable<S, M> {
         });
         self.mem.free(Block { pa: self.root, len: self.geometry.root_len().max(MIN_TABLE) as usize });
     }
-}
-
-/// True if `len` bytes at `pa` have addresses of `bits` bits.
-pub(crate) fn fits(pa: u64, len: u64, bits: u8) -> bool {
-    let limit = 1u64 << bits;
-    pa < limit && len <= limit - pa
 }

@@ -18,10 +18,21 @@ impl<S: Stage, M: DmaMemory> PageTable<S, M> {
     /// freed. All other leaves are reported by `flush.leaf`, run by run.
     pub fn unmap(&self, iova: S::Input, len: u64, flush: &mut impl Flush) -> Result<u64, UnmapError> {
         let offset = self.check_range(iova, len)?;
+        // One page in a table that exists: what most calls are about.
+        if len == self.geometry.granule()
+            && let Some(entry) = self.page_entry(offset)
+        {
+            return Ok(self.clear_page(entry, offset, flush));
+        }
+        self.unmap_more(offset, len, flush)
+    }
+
+    #[inline(never)]
+    fn unmap_more(&self, offset: u64, len: u64, flush: &mut impl Flush) -> Result<u64, UnmapError> {
         let end = offset + len;
         if self.crosses_tables(offset, end) {
             self.check_cut(offset, end)?;
-        } else if len < self.geometry.size(LAST - 1)
+        } else if len >> self.geometry.table_shift == 0
             && let Some(entry) = self.page_entry(offset)
         {
             return Ok(self.clear_pages(entry, len >> self.geometry.granule_log2, offset, flush));
@@ -72,22 +83,35 @@ impl<S: Stage, M: DmaMemory> PageTable<S, M> {
     /// True if a range may begin and end in different leaves that are larger than a page.
     #[inline]
     pub(crate) fn crosses_tables(&self, offset: u64, end: u64) -> bool {
-        (offset ^ (end - 1)) >> self.geometry.shift(LAST - 1) != 0
+        (offset ^ (end - 1)) >> self.geometry.table_shift != 0
+    }
+
+    /// Clears an entry of a last-level table.
+    #[inline(always)]
+    fn clear_page(&self, entry: Pa, at: u64, flush: &mut impl Flush) -> u64 {
+        if self.mem.load64(entry) & VALID == 0 {
+            return 0;
+        }
+        self.mem.store64(entry, 0);
+        self.publish(entry, 1);
+        self.mem.wmb();
+        let granule = self.geometry.granule();
+        flush.leaf(self.input(at), granule, granule);
+        granule
     }
 
     /// Clears `count` entries of a last-level table.
     #[inline]
     fn clear_pages(&self, entry: Pa, count: u64, at: u64, flush: &mut impl Flush) -> u64 {
+        if count == 1 {
+            return self.clear_page(entry, at, flush);
+        }
         let granule = self.geometry.granule();
-        let valid = if count == 1 { self.mem.load64(entry) & VALID } else { self.count_valid(entry, count) };
+        let valid = self.count_valid(entry, count);
         if valid == 0 {
             return 0;
         }
-        if count == 1 {
-            self.mem.store64(entry, 0);
-        } else {
-            self.mem.store_run(entry, count as usize, 0, 0);
-        }
+        self.mem.store_run(entry, count as usize, 0, 0);
         self.publish(entry, count);
         self.mem.wmb();
         flush.leaf(self.input(at), count * granule, granule);

@@ -3,7 +3,7 @@
 
 use portcullis_arch::{Access, Attributes, Iova, Pa};
 use portcullis_bus::{Initiator, Memory};
-use portcullis_walk::{Fault, Step, Trace, Updates, Walked};
+use portcullis_walk::{Decoded, Fault, Step, Trace, Updates, Walked};
 
 use crate::context::kind_of;
 use crate::decide::{BypassReason, Decision, GlobalFault, decide};
@@ -150,11 +150,11 @@ impl<M: Memory> SmmuV2<M> {
             Decision::Global { fault, nested } => Outcome::Global { fault, nested, abort: cr0.gfre() },
             Decision::Blocked { bank, stall, .. } => Outcome::Blocked { bank, stall },
             Decision::SecureFetch(place) => {
-                let Some(context) = contexts.get(place) else { return explanation };
+                let Some(Decoded { context, .. }) = contexts.get(place) else { return explanation };
                 Outcome::Fault { fault: SECURE_FETCH, incoming: context.incoming }
             }
             Decision::Translate(place) => {
-                let Some(context) = contexts.get(place) else { return explanation };
+                let Some(Decoded { context, .. }) = contexts.get(place) else { return explanation };
                 let mut trace = Trace::default();
                 let input = va.get() & context.va_mask;
                 let kind = kind_of(context, access);

@@ -1,8 +1,10 @@
 //! What a port remembers of the registers, so that a stream that it has not seen costs neither the lock nor the decoding
 //! of its bank. The port begins a new memo whenever registers may have changed.
 
+use std::num::NonZeroU64;
+
 use portcullis_arch::Attributes;
-use portcullis_walk::Context;
+use portcullis_walk::{Context, Decoded};
 
 use crate::stall::Stalls;
 use crate::state::Regs;
@@ -19,6 +21,7 @@ struct Known {
     secure: bool,
     /// After S2CR.
     incoming: Attributes,
+    number: NonZeroU64,
     context: Context,
 }
 
@@ -59,7 +62,7 @@ impl Memo {
     }
 
     /// The context at a place.
-    pub(crate) fn context(&self, place: Place) -> Option<&Context> {
+    pub(crate) fn context(&self, place: Place) -> Option<Decoded<'_>> {
         self.contexts.get(place)
     }
 }
@@ -70,7 +73,11 @@ pub(crate) struct Place(usize);
 
 /// Decoded contexts of one state of the registers.
 #[derive(Default)]
-pub(crate) struct Contexts(Vec<Option<Box<Known>>>);
+pub(crate) struct Contexts {
+    places: Vec<Option<Box<Known>>>,
+    /// Contexts that were decoded so far.
+    decoded: u64,
+}
 
 impl Contexts {
     /// Finds the context of a bank for transactions whose attributes after S2CR are `incoming`; takes it from `decode` if
@@ -82,23 +89,27 @@ impl Contexts {
         incoming: Attributes,
         decode: impl FnOnce() -> Context,
     ) -> (Place, &Context) {
-        if self.0.is_empty() {
-            self.0.resize_with(PLACES, || None);
+        if self.places.is_empty() {
+            self.places.resize_with(PLACES, || None);
         }
         let mixed = (u64::from(incoming.bits()) << 8 | u64::from(bank)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
         let at = (mixed >> 32) as usize % PLACES;
-        let place = &mut self.0[at];
+        let place = &mut self.places[at];
         let same = |k: &Known| k.bank == bank && k.secure == secure && k.incoming == incoming;
         if !place.as_deref().is_some_and(same) {
             *place = None;
         }
-        let known =
-            place.get_or_insert_with(|| Box::new(Known { bank, secure, incoming, context: decode() }));
+        let known = place.get_or_insert_with(|| {
+            self.decoded += 1;
+            let number = NonZeroU64::MIN.saturating_add(self.decoded);
+            Box::new(Known { bank, secure, incoming, number, context: decode() })
+        });
         (Place(at), &known.context)
     }
 
     /// The context at a place.
-    pub fn get(&self, place: Place) -> Option<&Context> {
-        self.0.get(place.0)?.as_deref().map(|k| &k.context)
+    pub fn get(&self, place: Place) -> Option<Decoded<'_>> {
+        let known = self.places.get(place.0)?.as_deref()?;
+        Some(Decoded { context: &known.context, number: Some(known.number) })
     }
 }

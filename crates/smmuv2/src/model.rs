@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use portcullis_arch::{Access, StreamId};
 use portcullis_bus::{Initiator, Memory, StallState, StallTag};
 use portcullis_walk::{
-    Context, Fault, FaultKind, FaultOutcome, Invalidation, Resolution, SyncLog, SyncToken, Tbu, Tcu,
+    Context, Decoded, Fault, FaultKind, FaultOutcome, Invalidation, Resolution, SyncLog, SyncToken, Tbu, Tcu,
 };
 
 use crate::config::{Config, ConfigError};
@@ -170,7 +170,7 @@ impl<M: Memory> Tcu for SmmuV2<M> {
                 Resolution::Refused(outcome)
             }
             Decision::SecureFetch(place) => {
-                let Some(context) = memo.context(place) else { return over };
+                let Some(Decoded { context, .. }) = memo.context(place) else { return over };
                 let outcome = fault::context(&self.config, &mut live.regs, context, origin, SECURE_FETCH);
                 self.log.publish(Invalidation::Config);
                 self.interrupts.update(&self.config, &live.regs);

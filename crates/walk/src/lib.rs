@@ -30,5 +30,5 @@ pub use stage::{
     TableFormat, Updates, Walked,
 };
 pub use sync::{Invalidation, Scope, StageScope, SyncLog, SyncToken};
-pub use tbu::{CachedEntry, Context, FaultOutcome, Resolution, Stats, Tbu, Tcu, Translated};
+pub use tbu::{CachedEntry, Context, Decoded, FaultOutcome, Resolution, Stats, Tbu, Tcu, Translated};
 pub use tlb::{ContextKey, Regime, Tlb, TlbStage};

@@ -8,8 +8,8 @@ use portcullis_bus::Memory;
 use crate::perms::Perms;
 use crate::record::{Recorder, Rule, Step};
 use crate::stage::{
-    AddressFormat, FORCED, Fault, FaultKind, FlagUpdate, Leaf, Region, Stage1, Stage2, TableFormat, Updates,
-    combine, exceeds,
+    AddressFormat, FORCED, Fault, FaultKind, FlagUpdate, Leaf, Nested, Region, Stage1, Stage2, TableFormat,
+    Updates, combine, exceeds,
 };
 use crate::update::{Direct, Spot, TRIES, Tables, change, contended};
 
@@ -41,7 +41,7 @@ struct Found<U> {
 
 /// A walk down through tables that lie in memory where they say, to the first descriptor that is no table: the usual
 /// case of [`Lookup::run`], with nothing in it that it does not need.
-struct Descent {
+pub(crate) struct Descent {
     table: u64,
     table_mask: u64,
     too_large: u64,
@@ -53,7 +53,8 @@ struct Descent {
 }
 
 /// Where a descent ended.
-struct Landing {
+#[derive(Clone, Copy)]
+pub(crate) struct Landing {
     address: u64,
     /// `None` if memory refused it.
     value: Option<u64>,
@@ -66,7 +67,13 @@ impl Descent {
     // Not inlined: alone it fits into registers.
     #[inline(never)]
     fn descend<M: Memory>(self, memory: &M, input: u64) -> Landing {
-        let Self { mut table, table_mask, too_large, mut level, mut shift, width, stride, walk_attrs } = self;
+        self.go(memory, input)
+    }
+
+    #[inline(always)]
+    fn go<M: Memory>(&self, memory: &M, input: u64) -> Landing {
+        let &Self { mut table, table_mask, too_large, mut level, mut shift, width, stride, walk_attrs } =
+            self;
         let (mut index_mask, next_mask) = ((1u64 << width) - 1, (1u64 << stride) - 1);
         let mut tables = 0;
         loop {
@@ -84,6 +91,87 @@ impl Descent {
             shift -= stride;
             index_mask = next_mask;
         }
+    }
+}
+
+/// The descent of nearly all walks, prepared once for a context: stage 1 alone, 64-bit descriptors in their usual form, the lower
+/// half of the address space.
+pub(crate) struct Usual {
+    descent: Descent,
+    /// Addresses of more bits are not for this descent.
+    input_bits: u32,
+}
+
+impl Usual {
+    /// `None` if the context is not of that kind.
+    pub(crate) fn of(stages: &Nested) -> Option<Self> {
+        let (Some(s1), None) = (&stages.stage1, &stages.stage2) else { return None };
+        let region = s1.regions[0].as_ref()?;
+        let input_bits = u32::from(region.input_bits);
+        let special = !stages.is_plain()
+            || s1.format == TableFormat::Short
+            || s1.big_endian
+            || s1.secure
+            || s1.e0pd[0]
+            || !(1..=55).contains(&input_bits)
+            || !(-1..=3).contains(&region.start_level)
+            || exceeds(region.base, s1.output_bits);
+        let last = (1u64 << (input_bits & 63)) - 1;
+        if special || s1.split.select(0) != Some((0, 0)) || s1.split.select(last) != Some((0, last)) {
+            return None;
+        }
+        let (granule, stride) = (region.granule, u32::from(region.granule.stride()));
+        let shift = u32::from(granule.log2()) + stride * u32::from((3 - region.start_level).unsigned_abs());
+        let width = input_bits.checked_sub(shift).filter(|width| *width > 0)?;
+        let descent = Descent {
+            table: region.base,
+            table_mask: !(granule.bytes() - 1) & bits::ADDRESS,
+            too_large: u64::MAX.checked_shl(s1.output_bits.into()).unwrap_or(0),
+            level: region.start_level,
+            shift,
+            width,
+            stride,
+            walk_attrs: region.walk_attrs,
+        };
+        Some(Self { descent, input_bits })
+    }
+
+    /// Walks down, if the address is for this descent.
+    #[inline(always)]
+    pub(crate) fn descend<M: Memory>(&self, memory: &M, input: u64) -> Option<Landing> {
+        (input >> self.input_bits == 0).then(|| self.descent.go(memory, input))
+    }
+
+    /// The output of a page or block that `seen` stands for.
+    #[inline(always)]
+    pub(crate) fn output(&self, end: &Landing, seen: &Alike) -> Option<u64> {
+        let value = end.value?;
+        let differs = (value ^ seen.value) & !bits::ADDRESS
+            | (end.tables ^ seen.tables) & !bits::ADDRESS
+            | u64::from(end.shift ^ seen.shift)
+            | value & bits::ADDRESS & self.descent.too_large;
+        (differs == 0).then_some(value & bits::ADDRESS & (u64::MAX << end.shift))
+    }
+}
+
+/// Everything of a walk but addresses: walks of one context that agree in it lead to leaves that agree in all but their addresses.
+pub(crate) struct Alike {
+    value: u64,
+    tables: u64,
+    /// log2 of what the leaf covers.
+    pub(crate) shift: u32,
+}
+
+impl Alike {
+    /// Agrees with no walk.
+    pub(crate) const NOTHING: Self = Self { value: 0, tables: 0, shift: u32::MAX };
+
+    /// What a descent that led to a good leaf agrees with. `None` for a run of pages, where the addresses have a say, and for a leaf
+    /// that counts only in part.
+    pub(crate) fn of(end: &Landing, size_log2: u8) -> Option<Self> {
+        let value = end.value.filter(|value| value & bits::CONTIGUOUS == 0)?;
+        let whole = end.shift == u32::from(size_log2);
+        whole.then_some(Self { value, tables: end.tables, shift: end.shift })
     }
 }
 
@@ -123,6 +211,7 @@ impl Lookup<'_> {
         memory: &M,
         recorder: &mut R,
         tables_at: &T,
+        landed: Option<Landing>,
     ) -> Result<Found<T::Under>, Fault> {
         let region = self.region;
         let (granule, stride) = (region.granule, u32::from(region.granule.stride()));
@@ -151,7 +240,7 @@ impl Lookup<'_> {
             let table_mask = table_mask & bits::ADDRESS;
             let place = Descent { table, table_mask, too_large, level, shift, width, stride, walk_attrs };
             if let Some(under) = T::DIRECT {
-                let end = place.descend(memory, self.input);
+                let end = landed.unwrap_or_else(|| place.descend(memory, self.input));
                 (level, shift, tables) = (end.level, end.shift, end.tables);
                 let Some(value) = end.value else {
                     let refused = self.fault(FaultKind::External, level);
@@ -294,7 +383,8 @@ impl Lookup<'_> {
     }
 }
 
-/// Walks stage 1 for `inside`, the address bits that the tables of `region`, half `half` of the space, resolve.
+/// Walks stage 1 for `inside`, the address bits that the tables of `region`, half `half` of the space, resolve. Goes on from where a
+/// [`Usual`] descent has landed.
 #[inline(always)]
 pub(crate) fn stage1<M: Memory, R: Recorder, T: Tables<M, R>>(
     memory: &M,
@@ -303,7 +393,7 @@ pub(crate) fn stage1<M: Memory, R: Recorder, T: Tables<M, R>>(
     inside: u64,
     updates: Updates,
     recorder: &mut R,
-    tables: &T,
+    (tables, landed): (&T, Option<Landing>),
 ) -> Result<(Leaf, Spot<T::Under>), Fault> {
     let (output_bits, big_endian, secure) = (s1.output_bits, s1.big_endian, s1.secure);
     let flags = if T::FULL { updates_of(s1.format, s1.flags) } else { FlagUpdate::OFF };
@@ -319,7 +409,7 @@ pub(crate) fn stage1<M: Memory, R: Recorder, T: Tables<M, R>>(
         updates,
         base_level: s1.range_fault_level,
     };
-    let found = lookup.run(memory, recorder, tables)?;
+    let found = lookup.run(memory, recorder, tables, landed)?;
     let value = found.spot.value;
     // What non-secure memory says leads to non-secure memory.
     let ns_table = secure && (found.tables & bits::NS_TABLE != 0 || region.walk_attrs.non_secure());
@@ -430,7 +520,7 @@ pub(crate) fn stage2<M: Memory, R: Recorder, const FULL: bool>(
         updates,
         base_level: s2.range_fault_level,
     };
-    let found = lookup.run(memory, recorder, &Direct::<FULL>)?;
+    let found = lookup.run(memory, recorder, &Direct::<FULL>, None)?;
     let v = found.spot.value;
     let clean = flags.dirty && v & bits::S2AP_WRITE == 0 && v & bits::DBM != 0;
     let leaf = Leaf {

@@ -8,6 +8,7 @@
 //! The memory access happens inside the translation's guard: between the port's mark going up and down.
 //! [`crate::sync`] says how an invalidation waits for that.
 
+use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -17,6 +18,7 @@ use portcullis_bus::{
     BusError, CopyError, CopySide, DmaError, DmaFault, DmaPort, Initiator, Memory, StallState, StallTag,
 };
 
+use crate::long::{Alike, Landing, Usual};
 use crate::perms::{AccessKind, Perms};
 use crate::record::NoRecord;
 use crate::stage::{Fault, Nested, Updates, Walked, canonical, combine};
@@ -102,9 +104,19 @@ pub enum Resolution<'m> {
         strict: bool,
     },
     /// Translation through a context, which lies in the port's memo. May be cached.
-    Translate(&'m Context),
+    Translate(Decoded<'m>),
     /// Refused, recorded by the SMMU as it demands. Never cached.
     Refused(FaultOutcome),
+}
+
+/// A context in a port's memo.
+#[derive(Clone, Copy, Debug)]
+pub struct Decoded<'m> {
+    /// The context.
+    pub context: &'m Context,
+    /// Two contexts with the same number that one memo gives are equal, so that a port which has the one need not take over
+    /// the other. `None` says nothing.
+    pub number: Option<NonZeroU64>,
 }
 
 /// What becomes of a transaction that faulted.
@@ -172,6 +184,13 @@ pub struct Translated {
     pub attrs: Attributes,
 }
 
+impl Translated {
+    /// One byte, where nothing more is known.
+    fn byte(pa: u64) -> Self {
+        Self { pa: Pa(pa), left: 1, attrs: Attributes::DEVICE_DEFAULT }
+    }
+}
+
 /// A TLB entry, for explanations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CachedEntry {
@@ -200,7 +219,43 @@ pub struct Stats {
 
 struct Cached {
     context: Box<Context>,
+    /// The memo's number for it.
+    number: Option<NonZeroU64>,
     index: ContextIndex,
+    usual: Option<Usual>,
+    seen: Seen,
+}
+
+/// What the leaf of the last walk said, so that the next one, which most often leads to a leaf that says the same, need not ask
+/// again. Descriptors are read all the same; only what follows from their words is known.
+struct Seen {
+    alike: Alike,
+    perms: Perms,
+    global: bool,
+    /// Where its attributes are in the port's table.
+    attrs: u8,
+}
+
+impl Seen {
+    const NOTHING: Self = Self { alike: Alike::NOTHING, perms: Perms(0), global: false, attrs: 0 };
+}
+
+impl Cached {
+    fn new(context: &Context, number: Option<NonZeroU64>, index: ContextIndex) -> Self {
+        let usual = Self::usual(context);
+        Self { context: Box::new(context.clone()), number, index, usual, seen: Seen::NOTHING }
+    }
+
+    /// Becomes another context in the same memory.
+    fn take(&mut self, context: &Context, number: Option<NonZeroU64>, index: ContextIndex) {
+        *self.context = context.clone();
+        (self.number, self.index) = (number, index);
+        (self.usual, self.seen) = (Self::usual(context), Seen::NOTHING);
+    }
+
+    fn usual(context: &Context) -> Option<Usual> {
+        Usual::of(&context.stages).filter(|_| context.cacheable && context.after.is_none())
+    }
 }
 
 enum Config {
@@ -355,6 +410,19 @@ fn follows(first: &Translated, len: usize, next: &Translated) -> bool {
 fn rest(t: Translated, n: usize) -> Option<Translated> {
     let left = t.left - n as u64;
     (left != 0).then(|| Translated { pa: t.pa.wrapping_add(n as u64), left, attrs: t.attrs })
+}
+
+/// Fills the TLB for a slot.
+#[inline(always)]
+fn keep(tlb: &mut Tlb, stamp: &mut u64, slot: &mut Slot, input: u64, entry: Entry) {
+    let Config::Translate(c) = &slot.config else { return };
+    let epoch = tlb.epoch();
+    tlb.fill_with(c.index, &mut slot.hot.sizes, input, entry);
+    if tlb.epoch() != epoch {
+        // The TLB started over: every other slot is looked up again when it is next needed.
+        *stamp += 1;
+        slot.stamp = *stamp;
+    }
 }
 
 struct Run {
@@ -630,9 +698,24 @@ impl<T: Tcu, M: Memory> Tbu<T, M> {
                 Config::Translate(c) => c,
             };
             let input = va & c.context.va_mask;
-            let kind = AccessKind::new(access, c.context.incoming);
             let walker = self.tcu.walker();
-            let walked = c.context.stages.translate(walker, input, kind, Updates::Apply, &mut NoRecord);
+            let mut landing = None;
+            if let Some(usual) = &c.usual
+                && let Some(end) = usual.descend(walker, input)
+            {
+                if c.seen.perms.0 & slot.hot.need[access as usize] != 0
+                    && let Some(page) = usual.output(&end, &c.seen.alike)
+                {
+                    self.stats.walks += 1;
+                    return Ok(self.fill_alike(input, page, access));
+                }
+                landing = Some(end);
+            }
+            let kind = AccessKind::new(access, c.context.incoming);
+            let walked = match landing {
+                Some(end) => c.context.stages.translate_landed(walker, input, kind, end),
+                None => c.context.stages.translate(walker, input, kind, Updates::Apply, &mut NoRecord),
+            };
             let outcome = match walked {
                 Err(fault) if record => {
                     let seen = (attempt + 1 < RETRIES).then_some(self.seen);
@@ -642,7 +725,7 @@ impl<T: Tcu, M: Memory> Tbu<T, M> {
             };
             self.stats.walks += 1;
             match (walked, outcome) {
-                (Ok(walked), _) => return Ok(self.fill(input, walked, access)),
+                (Ok(walked), _) => return Ok(self.fill(input, walked, access, landing)),
                 (Err(_), None) => return Err(over),
                 (Err(_), Some(FaultOutcome::Retry)) => self.catch_up(),
                 (Err(_), Some(outcome)) => {
@@ -682,20 +765,24 @@ impl<T: Tcu, M: Memory> Tbu<T, M> {
         if self.slots.is_empty() {
             self.slots.resize_with(1 << SLOTS_LOG2, || None);
         }
-        let mut hot = Hot {
-            key: key_of(from),
-            va_mask: 0,
-            need: [0; 2],
-            simple: false,
-            overlay: [0; 2],
-            sizes: Sizes::default(),
-        };
-        let stamp = self.stamp;
+        let (key, stamp) = (key_of(from), self.stamp);
         let resolution = self.tcu.resolve(&mut self.memo, from, va, access);
-        let Some(place) = self.slots.get_mut(Self::place(hot.key)) else { return Ok(()) };
+        let Some(place) = self.slots.get_mut(Self::place(key)) else { return Ok(()) };
+        let mut hot =
+            Hot { key, va_mask: 0, need: [0; 2], simple: false, overlay: [0; 2], sizes: Sizes::default() };
         let config = match resolution {
             Resolution::Bypass { attrs, mask, strict } => Config::Bypass { attrs, mask, strict },
-            Resolution::Translate(context) => {
+            Resolution::Translate(Decoded { context, number }) => {
+                // A stamp is not older than the memo.
+                if let Some(Slot { hot, stamp: since, config: Config::Translate(c) }) = place
+                    && number.is_some()
+                    && (c.number, *since) == (number, stamp)
+                {
+                    // Streams that share a context: only the name is new.
+                    hot.key = key;
+                    hot.sizes = self.tlb.sizes(c.index);
+                    return Ok(());
+                }
                 let index = self.tlb.context(context.key);
                 let accesses = [Access::Read, Access::Write];
                 hot.va_mask = context.va_mask;
@@ -705,11 +792,11 @@ impl<T: Tcu, M: Memory> Tbu<T, M> {
                 hot.sizes = self.tlb.sizes(index);
                 // A stream that takes another's place takes its memory too.
                 if let Some(Slot { hot: old, stamp: since, config: Config::Translate(c) }) = place {
-                    (*old, *since, c.index) = (hot, stamp, index);
-                    *c.context = context.clone();
+                    (*old, *since) = (hot, stamp);
+                    c.take(context, number, index);
                     return Ok(());
                 }
-                Config::Translate(Cached { index, context: Box::new(context.clone()) })
+                Config::Translate(Cached::new(context, number, index))
             }
             Resolution::Refused(outcome) => return Err(outcome),
         };
@@ -717,36 +804,66 @@ impl<T: Tcu, M: Memory> Tbu<T, M> {
         Ok(())
     }
 
-    /// Fills the TLB for the slot used last.
+    /// Fills the TLB for the slot used last with a page whose leaf is like the last one's.
     #[inline(always)]
-    fn fill(&mut self, input: u64, w: Walked, access: Access) -> Translated {
+    fn fill_alike(&mut self, input: u64, page: u64, access: Access) -> Translated {
+        let Some(Some(slot)) = self.slots.get_mut(self.last) else { return Translated::byte(page) };
+        let Config::Translate(c) = &slot.config else { return Translated::byte(page) };
+        let seen = &c.seen;
+        let shift = seen.alike.shift as u8;
+        let inside = (1u64 << shift) - 1;
+        let tables = self.attrs[usize::from(seen.attrs)];
+        let attrs = if slot.hot.simple {
+            tables.or_bits(slot.hot.overlay[access as usize])
+        } else {
+            outgoing_of(slot, tables, access)
+        };
+        let entry = Entry {
+            page,
+            size_log2: shift,
+            leaf_log2: shift,
+            perms: seen.perms,
+            attrs: seen.attrs,
+            global: seen.global,
+        };
+        keep(&mut self.tlb, &mut self.stamp, slot, input, entry);
+        Translated { pa: Pa(page | input & inside), left: inside + 1 - (input & inside), attrs }
+    }
+
+    /// Fills the TLB for the slot used last. `landing` is where the descent of the walk ended, if it was a usual one.
+    #[inline(never)]
+    fn fill(&mut self, input: u64, w: Walked, access: Access, landing: Option<Landing>) -> Translated {
         let size = 1u64 << w.size_log2;
         let left = size - (input & (size - 1));
-        let Some(Some(slot)) = self.slots.get_mut(self.last) else {
-            return Translated { pa: Pa(w.pa), left: 1, attrs: w.attrs };
-        };
-        let Config::Translate(c) = &mut slot.config else {
-            return Translated { pa: Pa(w.pa), left: 1, attrs: w.attrs };
-        };
+        let Some(Some(slot)) = self.slots.get_mut(self.last) else { return Translated::byte(w.pa) };
+        let Config::Translate(c) = &mut slot.config else { return Translated::byte(w.pa) };
         let tables = c.context.table_attributes(w.attrs);
         let attrs = c.context.outgoing(tables).of(access);
         // An address whose top byte is ignored by one half of the space alone must not be kept: an invalidation of
         // the same page by another name would not find it.
         let named = (canonical(input) ^ input) & c.context.va_mask == 0;
         if c.context.cacheable && named {
-            let epoch = self.tlb.epoch();
             let known = self.attrs.iter().take(self.attrs_used).position(|a| *a == tables);
+            let epoch = self.tlb.epoch();
             if known.is_none() && self.attrs_used == MAX_ATTRS {
-                // The table of attributes starts over, and with it every entry that points into it.
+                // The table of attributes starts over, and with it everything that points into it.
                 self.attrs_used = 0;
                 self.tlb.clear();
                 c.index = self.tlb.context(c.context.key);
+                c.seen = Seen::NOTHING;
                 slot.hot.sizes = Sizes::default();
             }
             let at = known.unwrap_or(self.attrs_used);
             if known.is_none() {
                 self.attrs[at] = tables;
                 self.attrs_used += 1;
+            }
+            if let Some(alike) = landing.and_then(|end| Alike::of(&end, w.size_log2)) {
+                c.seen = Seen { alike, perms: w.perms, global: w.global, attrs: at as u8 };
+            }
+            if self.tlb.epoch() != epoch {
+                self.stamp += 1;
+                slot.stamp = self.stamp;
             }
             let entry = Entry {
                 page: w.pa & !(size - 1),
@@ -756,12 +873,7 @@ impl<T: Tcu, M: Memory> Tbu<T, M> {
                 attrs: at as u8,
                 global: w.global,
             };
-            self.tlb.fill_with(c.index, &mut slot.hot.sizes, input, entry);
-            if self.tlb.epoch() != epoch {
-                // The TLB started over: every other slot is looked up again when it is next needed.
-                self.stamp += 1;
-                slot.stamp = self.stamp;
-            }
+            keep(&mut self.tlb, &mut self.stamp, slot, input, entry);
         }
         Translated { pa: Pa(w.pa), left, attrs }
     }

@@ -8,8 +8,9 @@
 use portcullis_arch::{Access, Attributes, Pa};
 use portcullis_bus::Memory;
 
+use crate::long::Landing;
 use crate::perms::{AccessKind, Perms};
-use crate::record::{Recorder, Step};
+use crate::record::{NoRecord, Recorder, Step};
 use crate::stage::{
     AddressFormat, Fault, FaultKind, FlagUpdate, Flat, Leaf, Nested, Region, Stage1, Stage2, TableFormat,
     Updates, Walked, combine, exceeds, low,
@@ -68,7 +69,7 @@ impl Nested {
             // Nothing is marked, so that no race can be lost and one walk is enough. The most frequent one stays in
             // registers: nothing but its answer is between it and its caller.
             if let (Some(s1), None) = (&self.stage1, &self.stage2) {
-                let (leaf, _) = s1.walk(memory, va, kind, updates, &Direct::<false>, recorder)?;
+                let (leaf, _) = s1.walk(memory, va, kind, updates, (&Direct::<false>, None), recorder)?;
                 check(leaf.perms, kind, 1, leaf.level, va)?;
                 return Ok(finish(va, leaf, leaf.leaf_log2, leaf.perms, leaf.attrs, leaf.global));
             }
@@ -76,6 +77,24 @@ impl Nested {
         } else {
             self.translate_full(memory, va, kind, updates, recorder)
         }
+    }
+
+    /// [`translate`](Self::translate) from where the descent of [`Usual`](crate::long::Usual) has landed.
+    #[inline(never)]
+    pub(crate) fn translate_landed<M: Memory>(
+        &self,
+        memory: &M,
+        va: u64,
+        kind: AccessKind,
+        end: Landing,
+    ) -> Result<Walked, Fault> {
+        let Some(s1) = &self.stage1 else {
+            return self.translate(memory, va, kind, Updates::Apply, &mut NoRecord);
+        };
+        let tables = (&Direct::<false>, Some(end));
+        let (leaf, _) = s1.walk(memory, va, kind, Updates::Apply, tables, &mut NoRecord)?;
+        check(leaf.perms, kind, 1, leaf.level, va)?;
+        Ok(finish(va, leaf, leaf.leaf_log2, leaf.perms, leaf.attrs, leaf.global))
     }
 
     #[inline(never)]
@@ -92,7 +111,7 @@ impl Nested {
 
     /// No stage has descriptors that hardware updates or that hold 52-bit addresses.
     #[inline(always)]
-    fn is_plain(&self) -> bool {
+    pub(crate) fn is_plain(&self) -> bool {
         let plain = |flags: FlagUpdate, region: Option<&Region>| {
             !flags.access && region.is_none_or(|r| r.address == AddressFormat::Bits48)
         };
@@ -125,7 +144,7 @@ impl Nested {
     ) -> Result<Walked, Stop> {
         match (&self.stage1, &self.stage2) {
             (Some(s1), None) => {
-                let (leaf, spot) = s1.walk(memory, va, kind, updates, &Direct::<FULL>, recorder)?;
+                let (leaf, spot) = s1.walk(memory, va, kind, updates, (&Direct::<FULL>, None), recorder)?;
                 check(leaf.perms, kind, 1, leaf.level, va)?;
                 let perms = s1.write_to(memory, &leaf, &spot, kind, (&Direct::<FULL>, updates), recorder)?;
                 Ok(finish(va, leaf, leaf.leaf_log2, perms, leaf.attrs, leaf.global))
@@ -181,7 +200,7 @@ fn both<M: Memory, R: Recorder, const FULL: bool>(
     recorder: &mut R,
 ) -> Result<Walked, Stop> {
     let tables = Through::<FULL> { stage2: s2, updates };
-    let (leaf1, spot1) = s1.walk(memory, va, kind, updates, &tables, recorder)?;
+    let (leaf1, spot1) = s1.walk(memory, va, kind, updates, (&tables, None), recorder)?;
     check(leaf1.perms, kind, 1, leaf1.level, va)?;
     if leaf1.clean && kind.is_write() {
         Tables::<M, R>::may_write(&tables, spot1.address, &spot1.under)?;
@@ -256,7 +275,7 @@ impl Stage1 {
         va: u64,
         kind: AccessKind,
         updates: Updates,
-        tables: &T,
+        (tables, landed): (&T, Option<Landing>),
         recorder: &mut R,
     ) -> Result<(Leaf, Spot<T::Under>), Fault> {
         let range = Fault::new(FaultKind::Translation, 1, self.range_fault_level);
@@ -268,7 +287,7 @@ impl Stage1 {
         }
         let (mut leaf, spot) = match self.format {
             TableFormat::Short => short::walk(memory, self, region, inside as u32, recorder, tables),
-            _ => long::stage1(memory, self, (region, half), inside, updates, recorder, tables),
+            _ => long::stage1(memory, self, (region, half), inside, updates, recorder, (tables, landed)),
         }?;
         if closed {
             leaf.perms = leaf.perms.privileged_only();
@@ -325,7 +344,7 @@ impl Stage1 {
         recorder: &mut R,
     ) -> Result<Walked, Fault> {
         settle(|| {
-            let (leaf, spot) = self.walk(memory, va, kind, updates, tables, recorder)?;
+            let (leaf, spot) = self.walk(memory, va, kind, updates, (tables, None), recorder)?;
             check(leaf.perms, kind, 1, leaf.level, va)?;
             let perms = self.write_to(memory, &leaf, &spot, kind, (tables, updates), recorder)?;
             Ok(finish(va, leaf, leaf.leaf_log2, perms, leaf.attrs, leaf.global))

@@ -356,6 +356,61 @@ fn what_a_port_keeps_is_what_a_walk_would_find() {
     assert!(hits > compared / 50, "{hits} of {compared}");
 }
 
+/// RAM of 1 MiB full of descriptors whose lower and upper bits are most often the same, each level's table bits too.
+fn similar_tables(r: &mut Random) -> SystemMemory {
+    let m = SystemMemory::new(&[(0, 1 << 20)]).unwrap();
+    for at in (0..1u64 << 20).step_by(8) {
+        let v = r.next();
+        // Write access taken away, the access flag clear, a block, a run, no descriptor, another type, or a table's limits.
+        let other =
+            [0x7c3 ^ 1 << 7, 0x3c3, 0x7c1, 0x7c3 | 1 << 52, 0, 0x7c7, 0x7c3 | 1 << 62, 0x7c3 | 1 << 60];
+        let low = if v >> 60 < 13 { 0x7c3 } else { r.pick(&other) };
+        m.store64(Pa(at), v & 0xf_f000 | low).unwrap();
+    }
+    m
+}
+
+#[test]
+fn a_leaf_like_the_last_one_and_one_unlike_it_are_what_a_walk_would_find() {
+    let mut r = Random(13);
+    let m = similar_tables(&mut r);
+    let (mut good, mut compared) = (0, 0);
+    for _ in 0..3000 {
+        let c = behind_a_port(&mut r, false);
+        if c.stages.stage1.as_ref().is_some_and(|s| s.format == TableFormat::Short) {
+            continue;
+        }
+        let unit = Unit::new(m.clone(), c.clone());
+        // So small that nearly every access walks.
+        let mut port = unit.port(4);
+        let privileged = r.flip();
+        for _ in 0..40 {
+            let va = address(&mut r, &c.stages);
+            let (write, fetch) = (r.below(4) == 0, r.below(8) == 0);
+            let incoming = A.with_privileged(privileged).with_instruction(fetch);
+            let access = if write { Access::Write } else { Access::Read };
+            let got = port.translate(&FROM.with_attrs(incoming), Iova(va), access);
+            let input = va & c.va_mask;
+            let kind = AccessKind::new(access, incoming);
+            let walked = c.stages.translate(&m, input, kind, Updates::Apply, &mut NoRecord);
+            compared += 1;
+            match (got, walked) {
+                (Ok(t), Ok(w)) => {
+                    let size = 1u64 << w.size_log2;
+                    let context = Context { incoming, ..c.clone() };
+                    let attrs = context.outgoing(w.attrs).of(access);
+                    let expected = (Pa(w.pa), size - (input & (size - 1)), attrs);
+                    assert_eq!((t.pa, t.left, t.attrs), expected, "{va:#x} {access:?} {c:?}");
+                    good += 1;
+                }
+                (Err(_), Err(fault)) => assert_eq!(unit.faults(), [(va, access, fault)]),
+                (got, walked) => panic!("{va:#x} {access:?}: {got:?}, but {walked:?} {c:?}"),
+            }
+        }
+    }
+    assert!(good > compared / 4, "{good} of {compared}");
+}
+
 #[test]
 fn a_port_survives_hostile_contexts_and_tables() {
     let mut r = Random(12);

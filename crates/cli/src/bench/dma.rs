@@ -26,7 +26,7 @@ use portcullis_iommu::{
 use portcullis_pgtable::{Config, NoFlush, PageTable, Stage1};
 use portcullis_proxy::test::Arguments;
 
-use super::timing::{Random, against, in_rmw, once};
+use super::timing::{Random, against, in_rmw, once, scaling};
 use super::{Figure, Goal};
 use crate::dma_proxy::guest;
 use crate::shipped::choose;
@@ -46,14 +46,13 @@ fn in_rmw_figure(goal_number: u32, what: &str, (ns, ratio): (f64, f64), goal: f6
     }
 }
 
-fn scaling(goal_number: u32, what: &str, best: f64, unit: &'static str, mut ratios: Vec<f64>) -> Figure {
-    ratios.sort_by(f64::total_cmp);
+fn two_threads(goal_number: u32, what: &str, (best, ratio): (f64, f64), unit: &'static str) -> Figure {
     Figure {
         goal_number,
         what: what.into(),
-        figure: best,
+        figure: best / 1e6,
         figure_unit: unit,
-        ratio: ratios[ratios.len() / 2],
+        ratio,
         ratio_unit: "x one",
         goal: Goal::AtLeast(1.8),
     }
@@ -275,15 +274,9 @@ fn mapped(number: u32, what: &str, device: &DmaDevice<Memory>, space: &Arc<DmaSp
     let rate = |threads: usize| {
         (threads as u64 * EACH) as f64 / together(device, space, threads, EACH).as_secs_f64()
     };
-    let (mut best, mut ratios) = (0.0f64, Vec::new());
-    for _ in 0..5 {
-        let (one, two) = (rate(1), rate(2));
-        best = best.max(two);
-        ratios.push(two / one);
-    }
     let mut figures = vec![
         in_rmw_figure(number, what, one, 6.3),
-        scaling(number, &format!("{what}, two threads"), best / 1e6, "M/s", ratios),
+        two_threads(number, &format!("{what}, two threads"), scaling(rate), "M/s"),
     ];
     if number == 0 {
         figures.iter_mut().for_each(|f| f.goal = Goal::None);
@@ -402,12 +395,6 @@ pub fn machines() -> Vec<Figure> {
         bytes / start.elapsed().as_secs_f64()
     };
     rate(&guests);
-    let (mut best, mut ratios) = (0.0f64, Vec::new());
-    for _ in 0..5 {
-        let (one, two) = (rate(&guests[..1]), rate(&guests));
-        best = best.max(two);
-        ratios.push(two / one);
-    }
     let what = "two virtual machines loop on two threads, verified";
-    vec![scaling(0, what, best / 1e6, "MB/s", ratios)]
+    vec![two_threads(0, what, scaling(|machines| rate(&guests[..machines])), "MB/s")]
 }

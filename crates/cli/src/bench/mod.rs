@@ -2,7 +2,7 @@
 //! same process.
 //!
 //! The unit is one uncontended atomic `fetch_add` (RMW). Every figure is the median of several samples, and the RMW is
-//! timed again next to each sample, so that a slow moment of the machine slows both.
+//! timed again next to each sample. Samples count only from moments in which the machine is quiet: the module `timing` says how that is told.
 
 mod dma;
 mod pages;
@@ -115,5 +115,6 @@ pub fn table(figures: &[Figure]) -> String {
             f.what, f.figure, f.figure_unit, f.ratio, f.ratio_unit
         ));
     }
+    out.push_str(&timing::remark());
     out
 }

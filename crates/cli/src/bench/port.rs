@@ -11,7 +11,7 @@ use portcullis_pgtable::{NoFlush, Prot};
 use portcullis_walk::Tlb;
 
 use super::rig::{DATA, ENTRIES, Forget, IOVA, Port, Rig};
-use super::timing::{Random, against, in_rmw, once, shuffled};
+use super::timing::{Random, against, in_rmw, median, once, samples, scaling, shuffled};
 use super::{Figure, Goal};
 
 /// Translates each address once.
@@ -105,21 +105,13 @@ pub fn threads<R: Rig>() -> Vec<Figure> {
     for n in 0..2 {
         rig.map(n, 64, |i| i + 1000 * n as u64);
     }
-    let mut ratios = Vec::new();
-    let mut best = 0.0f64;
-    for _ in 0..5 {
-        let one = throughput(&rig, 1);
-        let two = throughput(&rig, 2);
-        best = best.max(two);
-        ratios.push(two / one);
-    }
-    ratios.sort_by(f64::total_cmp);
+    let (best, ratio) = scaling(|threads| throughput(&rig, threads));
     vec![Figure {
         goal_number: 2,
         what: format!("{} two devices on two threads, total", R::NAME),
         figure: best / 1e6,
         figure_unit: "M/s",
-        ratio: ratios[ratios.len() / 2],
+        ratio,
         ratio_unit: "x one",
         goal: Goal::AtLeast(1.8),
     }]
@@ -326,23 +318,21 @@ pub fn invalidated<R: Rig>() -> Vec<Figure> {
     for n in 0..2 {
         rig.map(n, 64, |i| i + 5000 + 1000 * n as u64);
     }
-    let (mut ratios, mut best, mut rates) = (Vec::new(), 0.0f64, Vec::new());
-    for _ in 0..5 {
-        let one = contended(&rig, 1, false).translations_a_second;
-        let both = contended(&rig, 2, true);
-        best = best.max(both.translations_a_second);
-        ratios.push(both.translations_a_second / one);
-        rates.push(both.invalidations_a_second);
-    }
-    ratios.sort_by(f64::total_cmp);
-    rates.sort_by(f64::total_cmp);
-    let rate = rates[rates.len() / 2];
+    let mut rates = Vec::new();
+    let (best, ratio) = scaling(|threads| {
+        let run = contended(&rig, threads, threads == 2);
+        if threads == 2 {
+            rates.push(run.invalidations_a_second);
+        }
+        run.translations_a_second
+    });
+    let rate = median(rates);
     vec![Figure {
         goal_number: 3,
         what: format!("{} two threads, a third invalidates {:.1}k/s", R::NAME, rate / 1e3),
         figure: best / 1e6,
         figure_unit: "M/s",
-        ratio: ratios[ratios.len() / 2],
+        ratio,
         ratio_unit: "x one",
         goal: Goal::AtLeast(1.5),
     }]
@@ -359,21 +349,22 @@ pub fn invalidations<R: Rig>() -> Vec<Figure> {
     let (from, other) = (R::stream(0), R::stream(1));
     let all: Vec<Iova> = (0..PAGES).map(|i| Iova(IOVA + (i << 12))).collect();
     let mut measure = |what: &str, pages: u64, goal: Goal, forget: &dyn Fn(u64) -> Forget| {
-        let mut samples = Vec::new();
-        for round in 0..33 {
+        let mut round = 0;
+        let both = samples(33, 1, || {
             translate_all(&mut port, &from, &all);
             translate_all(&mut port, &other, &all[..1]);
             let unit = super::timing::rmw();
             let first = round * 97 % (PAGES - 512);
+            round += 1;
             let ns = once(pages, || {
                 rig.forget(forget(first));
                 // Catches up, and hits in a context that was not touched (unless everything went).
                 translate_all(&mut port, &other, &all[..1]);
             });
-            samples.push((ns / unit, ns));
-        }
-        samples.sort_by(|a, b| a.0.total_cmp(&b.0));
-        let (ratio, ns) = samples[samples.len() / 2];
+            (ns, ns / unit)
+        });
+        let (figures, ratios) = both.into_iter().unzip();
+        let (ns, ratio) = (median(figures), median(ratios));
         Figure { goal, ..figure::<R>(10, what, ns, ratio, 0.0) }
     };
     let at = |page: u64| Iova(IOVA + (page << 12));

@@ -1,11 +1,96 @@
-//! Timing: samples, medians, the RMW.
+//! Timing: samples, medians, the RMW, and whether the machine is quiet.
+//!
+//! A virtual CPU shares its core with whatever else the host runs there, and the neighbour of a hardware thread takes a third of
+//! plain computation but hardly anything of an atomic: a ratio to the RMW does not cancel that. So a fixed computation is timed
+//! before and after each sample, on as many threads as the sample uses. A sample counts if it ran near its best both times. What
+//! is measured has no say in that.
 
 use std::hint::black_box;
+use std::sync::Barrier;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Samples per figure.
 const SAMPLES: usize = 9;
+/// The fixed computation may take so much longer than the fastest in this run.
+const QUIET: f64 = 1.1;
+/// How long a figure waits for quiet moments. Then it takes what it gets.
+const PATIENCE: Duration = Duration::from_secs(4);
+
+/// Bits of the fastest pace so far. (The order of positive floats is that of their bits.)
+static BEST: AtomicU64 = AtomicU64::new(u64::MAX);
+static TAKEN: AtomicU64 = AtomicU64::new(0);
+static COUNTED: AtomicU64 = AtomicU64::new(0);
+static IMPATIENT: AtomicU64 = AtomicU64::new(0);
+
+/// Nanoseconds of a fixed computation that keeps a core busy without memory: six chains side by side.
+fn pace() -> f64 {
+    const N: u64 = 10_000;
+    let mut lanes = black_box([1u64, 2, 3, 4, 5, 6]);
+    let ns = once(N, || {
+        for i in 0..N {
+            lanes.iter_mut().for_each(|lane| *lane = lane.rotate_left(7) ^ i);
+        }
+    });
+    black_box(lanes);
+    ns
+}
+
+/// True if as many threads keep the best pace now.
+fn quiet(threads: usize) -> bool {
+    let middle = || {
+        let mut paces: Vec<f64> = (0..5).map(|_| pace()).collect();
+        paces.sort_by(f64::total_cmp);
+        BEST.fetch_min(paces[0].to_bits(), Ordering::Relaxed);
+        paces[2]
+    };
+    let slowest = if threads == 1 {
+        middle()
+    } else {
+        let barrier = Barrier::new(threads);
+        let work = || {
+            barrier.wait();
+            middle()
+        };
+        std::thread::scope(|scope| {
+            let all: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
+            all.into_iter().map(|thread| thread.join().unwrap_or(f64::MAX)).fold(0.0, f64::max)
+        })
+    };
+    slowest <= QUIET * f64::from_bits(BEST.load(Ordering::Relaxed))
+}
+
+/// `count` samples of something that runs on `threads` threads, from quiet moments as far as there are any.
+pub fn samples<T>(count: usize, threads: usize, mut take: impl FnMut() -> T) -> Vec<T> {
+    let end = Instant::now() + PATIENCE;
+    let (mut counted, mut others) = (Vec::new(), Vec::new());
+    while counted.len() < count && (Instant::now() < end || counted.len() + others.len() < count) {
+        while !quiet(threads) && Instant::now() < end {
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        let sample = take();
+        TAKEN.fetch_add(1, Ordering::Relaxed);
+        if quiet(threads) { counted.push(sample) } else { others.push(sample) }
+    }
+    COUNTED.fetch_add(counted.len() as u64, Ordering::Relaxed);
+    if counted.len() < count.div_ceil(3) {
+        IMPATIENT.fetch_add(1, Ordering::Relaxed);
+        counted.append(&mut others);
+    }
+    counted
+}
+
+/// What a reader has to know about the samples of this run.
+pub fn remark() -> String {
+    let [taken, counted, impatient] = [&TAKEN, &COUNTED, &IMPATIENT].map(|n| n.load(Ordering::Relaxed));
+    let mut remark = format!(
+        "{counted} of {taken} samples were taken while the machine was quiet; the others do not count\n"
+    );
+    if impatient > 0 {
+        remark.push_str(&format!("{impatient} rows found too few such moments: there all samples count\n"));
+    }
+    remark
+}
 
 /// Nanoseconds per call of `f`, which makes `n` of what is measured.
 pub fn once(n: u64, mut f: impl FnMut()) -> f64 {
@@ -25,7 +110,8 @@ pub fn rmw() -> f64 {
     })
 }
 
-fn median(mut v: Vec<f64>) -> f64 {
+/// The value in the middle.
+pub fn median(mut v: Vec<f64>) -> f64 {
     v.sort_by(f64::total_cmp);
     v[v.len() / 2]
 }
@@ -33,15 +119,23 @@ fn median(mut v: Vec<f64>) -> f64 {
 /// Median nanoseconds per operation, and the median ratio to `reference` sampled right before each sample.
 pub fn against(n: u64, mut f: impl FnMut(), mut reference: impl FnMut() -> f64) -> (f64, f64) {
     f();
-    let mut figures = Vec::with_capacity(SAMPLES);
-    let mut ratios = Vec::with_capacity(SAMPLES);
-    for _ in 0..SAMPLES {
+    let both = samples(SAMPLES, 1, || {
         let unit = reference();
         let figure = once(n, &mut f);
-        figures.push(figure);
-        ratios.push(figure / unit);
-    }
+        (figure, figure / unit)
+    });
+    let (figures, ratios) = both.into_iter().unzip();
     (median(figures), median(ratios))
+}
+
+/// `rate(1)` and `rate(2)`, threads, again and again: the best rate of two, and the median ratio.
+pub fn scaling(mut rate: impl FnMut(usize) -> f64) -> (f64, f64) {
+    let both = samples(5, 2, || {
+        let (one, two) = (rate(1), rate(2));
+        (two, two / one)
+    });
+    let (rates, ratios): (Vec<f64>, Vec<f64>) = both.into_iter().unzip();
+    (rates.into_iter().fold(0.0, f64::max), median(ratios))
 }
 
 /// [`against`] the RMW.

@@ -334,18 +334,20 @@ impl<M: DmaMemory + Clone> Inner<M> {
     }
 
     /// Free addresses at or below a limit.
-    #[inline]
+    #[inline(always)]
     pub fn addresses(&self, part: &mut impl Part, size: u64, limit: u64) -> Result<Iova, DmaError> {
         let alloc = |limit, last_try| part.alloc(size, limit, last_try);
         self.preference.alloc(Iova(limit), alloc).map_err(|error| self.iova_error(error))
     }
 
     #[cold]
+    #[inline(never)]
     pub fn iova_error(&self, error: IovaError) -> DmaError {
         DmaError::Iova { device: self.name.clone(), error }
     }
 
     #[cold]
+    #[inline(never)]
     pub fn no_buffer(&self, pa: Pa, len: u64) -> DmaError {
         DmaError::Length { device: self.name.clone(), pa, len }
     }

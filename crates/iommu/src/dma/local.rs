@@ -73,22 +73,22 @@ struct InUse<'a> {
 }
 
 impl Part for InUse<'_> {
-    #[inline]
+    #[inline(always)]
     fn space(&self) -> &DmaSpace {
         self.space
     }
-    #[inline]
+    #[inline(always)]
     fn alloc(&mut self, len: u64, limit: Iova, last_try: bool) -> Result<Iova, IovaError> {
         let Owned { iovas, mapped, .. } = &mut *self.owned;
         *mapped = mapped.wrapping_add(1);
         if last_try { iovas.alloc(len, limit) } else { iovas.try_alloc(len, limit) }
     }
-    #[inline]
+    #[inline(always)]
     fn free(&mut self, iova: Iova, len: u64) -> Result<(), IovaError> {
         self.owned.unmapped = self.owned.unmapped.wrapping_add(1);
         self.owned.iovas.free(iova, len)
     }
-    #[inline]
+    #[inline(always)]
     fn retire(&mut self, iova: Iova, len: u64) -> Result<(), IommuError> {
         let Owned { iovas, ring, cell, pushed, unmapped, .. } = &mut *self.owned;
         *unmapped = unmapped.wrapping_add(1);

@@ -108,7 +108,7 @@ impl Ring {
 
     /// Lets an address wait whose descriptors are cleared. When the ring is full, flushes first; if that fails the
     /// address is not in the ring.
-    #[inline]
+    #[inline(always)]
     pub fn push(
         &mut self,
         entry: (Iova, u64),
@@ -117,18 +117,36 @@ impl Ring {
         mut give: impl FnMut(Iova, u64),
     ) -> Result<(), IommuError> {
         if self.waiting.len() >= RING {
-            let began = self.seal(flushes);
-            flushes.flush_after(began, domain)?;
-            self.reclaim(flushes, &mut give);
+            self.make_room(flushes, domain, &mut give)?;
         }
         self.waiting.push(entry);
         if self.waiting.len().is_multiple_of(BATCH) {
-            self.reclaim(flushes, give);
-            if self.sealed == 0 {
-                self.seal(flushes);
-            }
+            self.look_after(flushes, give);
         }
         Ok(())
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn make_room(
+        &mut self,
+        flushes: &Flushes,
+        domain: &Domain,
+        give: impl FnMut(Iova, u64),
+    ) -> Result<(), IommuError> {
+        let began = self.seal(flushes);
+        flushes.flush_after(began, domain)?;
+        self.reclaim(flushes, give);
+        Ok(())
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn look_after(&mut self, flushes: &Flushes, give: impl FnMut(Iova, u64)) {
+        self.reclaim(flushes, give);
+        if self.sealed == 0 {
+            self.seal(flushes);
+        }
     }
 
     /// Flushes and gives everything back.
@@ -138,11 +156,6 @@ impl Ring {
         domain: &Domain,
         give: impl FnMut(Iova, u64),
     ) -> Result<(), IommuError> {
-        if !self.waiting.is_empty() {
-            let began = self.seal(flushes);
-            flushes.flush_after(began, domain)?;
-            self.reclaim(flushes, give);
-        }
-        Ok(())
+        if self.waiting.is_empty() { Ok(()) } else { self.make_room(flushes, domain, give) }
     }
 }

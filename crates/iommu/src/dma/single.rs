@@ -3,6 +3,7 @@
 use core::panic::Location;
 
 use portcullis_arch::{Iova, Pa};
+use portcullis_drivers::ops::IommuError;
 use portcullis_hal::DmaMemory;
 
 use super::bounce::Overrun;
@@ -30,6 +31,19 @@ impl<M: DmaMemory + Clone> Inner<M> {
         if self.plain && len != 0 && pa.checked_add(len).is_some() {
             return self.place(part, pa, len, self.prot(direction, attrs));
         }
+        self.map_noted(part, pa, len, direction, attrs, at)
+    }
+
+    #[inline(never)]
+    fn map_noted(
+        &self,
+        part: Option<&mut impl Part>,
+        pa: Pa,
+        len: u64,
+        direction: Direction,
+        attrs: DmaAttrs,
+        at: Place,
+    ) -> Result<Iova, DmaError> {
         let iova = self.map_unnoted(part, pa, len, direction, attrs)?;
         if let Some(ledger) = &self.ledger {
             ledger.mapped(MappingKind::Single, iova, len, Some(direction), &[SgEntry { pa, len }], at);
@@ -38,7 +52,6 @@ impl<M: DmaMemory + Clone> Inner<M> {
     }
 
     /// The same without the debug mode's knowledge.
-    #[inline]
     pub fn map_unnoted(
         &self,
         part: Option<&mut impl Part>,
@@ -60,7 +73,7 @@ impl<M: DmaMemory + Clone> Inner<M> {
     }
 
     /// Gives memory an address that the device can use.
-    #[inline]
+    #[inline(always)]
     pub fn place(
         &self,
         part: Option<&mut impl Part>,
@@ -76,15 +89,21 @@ impl<M: DmaMemory + Clone> Inner<M> {
         let base = self.addresses(part, size, self.limit())?;
         let page = Pa(pa.get() - offset);
         if let Err(error) = part.space().ops.map(base, page, size, prot) {
-            // All or nothing: nobody has seen the address, and it is given back as it came.
-            let _taken_back = part.free(base, size);
-            return Err(DmaError::Map { device: self.name.clone(), iova: base, pa: page, len: size, error });
+            return Err(self.not_placed(part, base, page, size, error));
         }
         Ok(base.wrapping_add(offset))
     }
 
+    #[cold]
+    #[inline(never)]
+    fn not_placed(&self, part: &mut impl Part, iova: Iova, pa: Pa, len: u64, error: IommuError) -> DmaError {
+        // All or nothing: nobody has seen the address, and it is given back as it came.
+        let _taken_back = part.free(iova, len);
+        DmaError::Map { device: self.name.clone(), iova, pa, len, error }
+    }
+
     /// Takes the address of memory back.
-    #[inline]
+    #[inline(always)]
     pub fn displace(
         &self,
         part: Option<&mut impl Part>,
@@ -95,11 +114,18 @@ impl<M: DmaMemory + Clone> Inner<M> {
         let Some(part) = part else { return Ok(()) };
         let (offset, size) = part.space().pages(iova.get(), len).ok_or_else(|| self.not_mapped(iova, len))?;
         let base = Iova(iova.get() - offset);
-        part.release(base, size, strict || self.config.untrusted).map_err(|error| match error {
+        part.release(base, size, strict || self.config.untrusted)
+            .map_err(|error| self.not_displaced(iova, len, error))
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn not_displaced(&self, iova: Iova, len: u64, error: ReleaseError) -> DmaError {
+        match error {
             ReleaseError::Nothing => self.not_mapped(iova, len),
             ReleaseError::Iova(error) => self.iova_error(error),
             ReleaseError::Iommu(error) => DmaError::Unmap { device: self.name.clone(), iova, len, error },
-        })
+        }
     }
 
     /// Unmaps a buffer.
@@ -116,6 +142,19 @@ impl<M: DmaMemory + Clone> Inner<M> {
         if self.plain {
             return self.displace(part, iova, len, false);
         }
+        self.unmap_noted(part, iova, len, direction, attrs, at)
+    }
+
+    #[inline(never)]
+    fn unmap_noted(
+        &self,
+        part: Option<&mut impl Part>,
+        iova: Iova,
+        len: u64,
+        direction: Direction,
+        attrs: DmaAttrs,
+        at: Place,
+    ) -> Result<(), DmaError> {
         let len = match &self.ledger {
             Some(ledger) => ledger.unmapped(MappingKind::Single, iova, len, Some(direction), at)?,
             None => len,
@@ -124,7 +163,6 @@ impl<M: DmaMemory + Clone> Inner<M> {
     }
 
     /// The same without the debug mode's knowledge.
-    #[inline]
     pub fn unmap_unnoted(
         &self,
         part: Option<&mut impl Part>,

@@ -88,32 +88,41 @@ pub(super) trait Part {
     fn retire(&mut self, iova: Iova, len: u64) -> Result<(), IommuError>;
 
     /// Unmaps whole pages and gives the address back, now or after a flush.
-    #[inline]
+    #[inline(always)]
     fn release(&mut self, base: Iova, size: u64, strict: bool) -> Result<(), ReleaseError> {
         let space = self.space();
-        let lazy = !strict && space.is_lazy();
-        let unmapped = if lazy { space.ops.unmap_lazy(base, size) } else { space.ops.unmap(base, size) };
-        match unmapped {
-            Ok(0) => return Err(ReleaseError::Nothing),
-            Ok(_) if lazy => {}
-            Ok(_) => return self.free(base, size).map_err(ReleaseError::Iova),
-            Err(error) => {
-                space.quarantine(size);
-                return Err(ReleaseError::Iommu(error));
-            }
+        if strict || !space.is_lazy() {
+            return self.release_now(base, size);
         }
-        if self.retire(base, size).is_ok() {
-            return Ok(());
+        match space.ops.unmap_lazy(base, size) {
+            Ok(0) => Err(ReleaseError::Nothing),
+            Ok(_) => match self.retire(base, size) {
+                Ok(()) => Ok(()),
+                Err(_) => self.release_one(base, size),
+            },
+            Err(error) => Err(space.lost(size, error)),
         }
-        // The flush failed. One address may do what everything did not.
+    }
+
+    #[inline(never)]
+    fn release_now(&mut self, base: Iova, size: u64) -> Result<(), ReleaseError> {
+        let space = self.space();
+        match space.ops.unmap(base, size) {
+            Ok(0) => Err(ReleaseError::Nothing),
+            Ok(_) => self.free(base, size).map_err(ReleaseError::Iova),
+            Err(error) => Err(space.lost(size, error)),
+        }
+    }
+
+    /// The flush failed. One address may do what everything did not.
+    #[cold]
+    #[inline(never)]
+    fn release_one(&mut self, base: Iova, size: u64) -> Result<(), ReleaseError> {
         let space = self.space();
         space.fall_back();
         match space.domain.invalidate(base, size) {
             Ok(()) => self.free(base, size).map_err(ReleaseError::Iova),
-            Err(error) => {
-                space.quarantine(size);
-                Err(ReleaseError::Iommu(error))
-            }
+            Err(error) => Err(space.lost(size, error)),
         }
     }
 }
@@ -293,6 +302,14 @@ impl DmaSpace {
         if freed.is_err() {
             self.bad_frees.fetch_add(1, Ordering::Relaxed);
         }
+    }
+
+    /// Never hands out addresses again that the hardware may still use.
+    #[cold]
+    #[inline(never)]
+    fn lost(&self, len: u64, error: IommuError) -> ReleaseError {
+        self.quarantine(len);
+        ReleaseError::Iommu(error)
     }
 
     /// Never hands out an address again.

@@ -30,7 +30,7 @@ impl LocalIova {
     }
 
     /// As [`IovaDomain::alloc`].
-    #[inline]
+    #[inline(always)]
     pub fn alloc(&mut self, len: u64, limit: Iova) -> Result<Iova, IovaError> {
         let (size, last) = self.domain.request(len, limit)?;
         match self.once(size, last) {
@@ -48,7 +48,7 @@ impl LocalIova {
     }
 
     /// As [`IovaDomain::free`].
-    #[inline]
+    #[inline(always)]
     pub fn free(&mut self, iova: Iova, len: u64) -> Result<(), IovaError> {
         let (page, size) = self.domain.given(iova, len)?;
         let rcache = &self.domain.rcache;
@@ -69,7 +69,7 @@ impl LocalIova {
         self.domain.rcache.drain(&mut self.owned);
     }
 
-    #[inline]
+    #[inline(always)]
     fn once(&mut self, size: Size, last: u64) -> Option<u64> {
         let rcache = &self.domain.rcache;
         match size {
@@ -79,6 +79,7 @@ impl LocalIova {
     }
 
     #[cold]
+    #[inline(never)]
     fn again(&mut self, size: Size, last: u64, len: u64, limit: Iova) -> Result<Iova, IovaError> {
         self.drain();
         self.domain.rcache.flush();

@@ -42,14 +42,41 @@ impl Cache {
         Self { classes: core::array::from_fn(class), chunks: ChunkCache::new(), capacity }
     }
 
+    /// Allocates the newest range of the loaded magazine: almost every allocation. `None` says nothing but that the long way has to
+    /// be taken.
+    #[inline(always)]
+    pub fn take_newest(&mut self, order: usize, last: u64) -> Option<u64> {
+        let class = &mut self.classes[order];
+        let &page = class.loaded.last()?;
+        let chunk = self.chunks.seen(page)?;
+        if page + ((1 << order) - 1) > last || chunk.get(page) != state::cached(order) {
+            return None;
+        }
+        chunk.set(page, state::live(order));
+        class.loaded.pop()
+    }
+
+    /// Frees a range into the loaded magazine: almost every free. False says nothing but that the long way has to be taken.
+    #[inline(always)]
+    pub fn put_newest(&mut self, order: usize, page: u64) -> bool {
+        let class = &mut self.classes[order];
+        if class.loaded.len() >= class.loaded.capacity().min(self.capacity) {
+            return false;
+        }
+        match self.chunks.seen(page) {
+            Some(chunk) if chunk.get(page) == state::live(order) => chunk.set(page, state::cached(order)),
+            _ => return false,
+        }
+        class.loaded.push(page);
+        true
+    }
+
     /// The states around a page.
-    #[inline]
     pub fn chunk(&mut self, page: u64, states: impl FnOnce() -> Option<Arc<Chunk>>) -> Option<&Chunk> {
         self.chunks.get(page, states)
     }
 
     /// A range of 2^order pages that ends at or below page `last`.
-    #[inline]
     pub fn pop(&mut self, order: usize, last: u64) -> Option<u64> {
         let last = last.checked_sub((1 << order) - 1)?;
         let class = &mut self.classes[order];
@@ -60,7 +87,6 @@ impl Cache {
     }
 
     /// Keeps a range; a full magazine that has to leave for it is returned.
-    #[inline]
     pub fn push(&mut self, order: usize, page: u64) -> Option<Magazine> {
         let class = &mut self.classes[order];
         if class.loaded.len() < self.capacity {

@@ -187,7 +187,7 @@ impl IovaDomain {
     }
 
     /// The size, and the last page that may be used.
-    #[inline]
+    #[inline(always)]
     fn request(&self, len: u64, limit: Iova) -> Result<(Size, u64), IovaError> {
         let size = size_of(len, self.shift)?;
         match pages_upto(limit, self.shift).min(self.rcache.end()).checked_sub(1) {
@@ -197,7 +197,7 @@ impl IovaDomain {
     }
 
     /// The page and size of a range that is given back.
-    #[inline]
+    #[inline(always)]
     fn given(&self, iova: Iova, len: u64) -> Result<(u64, Size), IovaError> {
         let size = size_of(len, self.shift)?;
         let page = iova.get() >> self.shift;
@@ -217,12 +217,14 @@ impl IovaDomain {
     }
 
     #[cold]
+    #[inline(never)]
     fn full(&self, len: u64, limit: Iova) -> IovaError {
         let IovaUsage { free, largest, .. } = self.usage();
         IovaError::Full { len, limit, free, largest, handles: self.handles.load(Ordering::Relaxed) }
     }
 
     #[cold]
+    #[inline(never)]
     fn refused(&self, refused: Refused, iova: Iova, len: u64) -> IovaError {
         match refused {
             Refused::Free => IovaError::DoubleFree { iova, len },
@@ -239,7 +241,7 @@ impl fmt::Debug for IovaDomain {
 }
 
 /// Whole pages at or below an inclusive last address.
-#[inline]
+#[inline(always)]
 fn pages_upto(last: Iova, shift: u32) -> u64 {
     match last.checked_add(1) {
         Some(end) => end.get() >> shift,
@@ -248,7 +250,7 @@ fn pages_upto(last: Iova, shift: u32) -> u64 {
 }
 
 /// The size of an allocation of `len` bytes.
-#[inline]
+#[inline(always)]
 fn size_of(len: u64, shift: u32) -> Result<Size, IovaError> {
     let Some(more) = len.checked_sub(1) else { return Err(IovaError::BadLength { len }) };
     // Pages less one: its bits are the order.

@@ -29,7 +29,7 @@ impl Preference {
     /// Allocates at or below `limit`. `alloc` gets the limit to use and whether this is the last try: only then should it have caches
     /// given back ([`IovaDomain::alloc`](super::IovaDomain::alloc)), before that it should not
     /// ([`try_alloc`](super::IovaDomain::try_alloc)).
-    #[inline]
+    #[inline(always)]
     pub fn alloc(
         &self,
         limit: Iova,

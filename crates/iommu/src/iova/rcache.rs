@@ -165,15 +165,23 @@ impl<F: Family> Rcache<F> {
     }
 
     /// From the cache; else from the depot; else from the tree.
-    #[inline]
+    #[inline(always)]
     fn alloc_from(&self, cache: &mut Cache, order: usize, last: u64) -> Option<u64> {
-        if let Some(page) = self.pop(cache, order, last) {
-            return Some(page);
+        match cache.take_newest(order, last) {
+            Some(page) => Some(page),
+            None => self.alloc_longer(cache, order, last),
         }
-        self.refill(cache, order, last)
     }
 
-    #[inline]
+    #[cold]
+    #[inline(never)]
+    fn alloc_longer(&self, cache: &mut Cache, order: usize, last: u64) -> Option<u64> {
+        match self.pop(cache, order, last) {
+            Some(page) => Some(page),
+            None => self.refill(cache, order, last),
+        }
+    }
+
     fn pop(&self, cache: &mut Cache, order: usize, last: u64) -> Option<u64> {
         while let Some(page) = cache.pop(order, last) {
             if let Some(chunk) = cache.chunk(page, || self.chunk(page))
@@ -187,7 +195,6 @@ impl<F: Family> Rcache<F> {
         None
     }
 
-    #[cold]
     fn refill(&self, cache: &mut Cache, order: usize, last: u64) -> Option<u64> {
         let empty = cache.is_empty(order);
         if empty && let Some(magazine) = self.depots[order].0.with(Vec::pop) {
@@ -221,8 +228,17 @@ impl<F: Family> Rcache<F> {
         self.alloc_large(pages, last)
     }
 
-    #[inline]
+    #[inline(always)]
     fn free_to(&self, cache: &mut Cache, order: usize, page: u64) -> Result<(), Refused> {
+        if cache.put_newest(order, page) {
+            return Ok(());
+        }
+        self.free_longer(cache, order, page)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn free_longer(&self, cache: &mut Cache, order: usize, page: u64) -> Result<(), Refused> {
         match cache.chunk(page, || self.chunk(page)) {
             Some(chunk) if chunk.get(page) == state::live(order) => chunk.set(page, state::cached(order)),
             _ => return Err(self.space.0.with(|space| space.why(page))),
@@ -310,20 +326,20 @@ impl<F: Family> Rcache<F> {
         })
     }
 
-    #[inline]
+    #[inline(always)]
     pub fn alloc_owned(&self, owned: &mut Owned, order: usize, last: u64) -> Option<u64> {
         self.follow(owned);
         self.alloc_from(&mut owned.cache, order, last)
     }
 
-    #[inline]
+    #[inline(always)]
     pub fn free_owned(&self, owned: &mut Owned, order: usize, page: u64) -> Result<(), Refused> {
         self.follow(owned);
         self.free_to(&mut owned.cache, order, page)
     }
 
     /// Gives back what the owner has if somebody asked for it.
-    #[inline]
+    #[inline(always)]
     pub fn follow(&self, owned: &mut Owned) {
         let asked = self.drains.0.load();
         if asked != owned.drained {
@@ -334,6 +350,7 @@ impl<F: Family> Rcache<F> {
 
     /// Gives back what the owner has.
     #[cold]
+    #[inline(never)]
     pub fn drain(&self, owned: &mut Owned) {
         self.give_back(owned.cache.take());
     }

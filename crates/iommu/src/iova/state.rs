@@ -52,11 +52,11 @@ impl Chunk {
     }
 
     /// The state of a small range.
-    #[inline]
+    #[inline(always)]
     pub fn get(&self, page: u64) -> u8 {
         self.small[(page % (1 << CHUNK)) as usize].load(Ordering::Relaxed)
     }
-    #[inline]
+    #[inline(always)]
     pub fn set(&self, page: u64, state: u8) {
         self.small[(page % (1 << CHUNK)) as usize].store(state, Ordering::Relaxed);
     }
@@ -153,22 +153,30 @@ impl States {
 const KEPT: usize = 64;
 
 /// A CPU's way to chunks without the lock around [`States`].
-pub(super) struct ChunkCache(Vec<Option<(u64, Arc<Chunk>)>>);
+pub(super) struct ChunkCache([Option<(u64, Arc<Chunk>)>; KEPT]);
 
 impl ChunkCache {
     pub fn new() -> Self {
-        Self(alloc::vec![None; KEPT])
+        Self(array::from_fn(|_| None))
+    }
+
+    /// The chunk of a page, if it was seen lately.
+    #[inline(always)]
+    pub fn seen(&self, page: u64) -> Option<&Chunk> {
+        let number = page >> CHUNK;
+        match &self.0[(number % KEPT as u64) as usize] {
+            Some((held, chunk)) if *held == number => Some(chunk),
+            _ => None,
+        }
     }
 
     /// The chunk of a page, asked from `states` if it was not seen lately.
-    #[inline]
     pub fn get(&mut self, page: u64, states: impl FnOnce() -> Option<Arc<Chunk>>) -> Option<&Chunk> {
-        let number = page >> CHUNK;
-        // The remainder is below the length.
-        let kept = &mut self.0[(number % KEPT as u64) as usize];
-        if !matches!(kept, Some((held, _)) if *held == number) {
-            *kept = Some((number, states()?));
+        if self.seen(page).is_none() {
+            let number = page >> CHUNK;
+            // The remainder is below the length.
+            self.0[(number % KEPT as u64) as usize] = Some((number, states()?));
         }
-        kept.as_ref().map(|(_, chunk)| &**chunk)
+        self.seen(page)
     }
 }

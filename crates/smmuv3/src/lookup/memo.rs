@@ -5,10 +5,12 @@
 //! read each time, and a decoded context counts only for the very words that it was decoded from. The registers on which
 //! look-ups depend are kept as well; the port begins a new memo when they may have changed.
 
+use std::num::NonZeroU64;
+
 use portcullis_arch::Attributes;
 use portcullis_arch::smmuv3::{Cd, Ste};
 use portcullis_bus::Initiator;
-use portcullis_walk::Context;
+use portcullis_walk::{Context, Decoded};
 
 use crate::decision::TableRegs;
 
@@ -23,8 +25,8 @@ struct Known {
     ste: Ste,
     /// The CD and its index, if stage 1 is on.
     cd: Option<(u32, Cd)>,
-    /// Holds for other accesses of the same initiator too.
-    lasts: bool,
+    /// The number of the context; `None` if it does not hold for other accesses of the same initiator.
+    lasts: Option<NonZeroU64>,
     context: Context,
 }
 
@@ -34,6 +36,8 @@ pub struct Memo {
     /// Of both interfaces, with the generation at which they were read.
     regs: [Option<(TableRegs, u64)>; 2],
     known: Vec<Option<Box<Known>>>,
+    /// Contexts that were kept so far.
+    kept: u64,
     /// A context that is not kept.
     answer: Option<Context>,
 }
@@ -80,7 +84,7 @@ impl Memo {
         ste: &Ste,
     ) -> Option<(&Context, Option<(u32, &Cd)>)> {
         let k = self.known.get(place.0)?.as_deref()?;
-        let same = k.lasts
+        let same = k.lasts.is_some()
             && k.attrs == from.attrs
             && k.substream == from.substream.map(|s| s.get())
             && same_words(&k.ste.0, &ste.0);
@@ -98,6 +102,8 @@ impl Memo {
         context: Context,
     ) {
         let substream = from.substream.map(|s| s.get());
+        self.kept += 1;
+        let lasts = NonZeroU64::new(self.kept).filter(|_| lasts);
         let known = Known { attrs: from.attrs, substream, ste: *ste, cd, lasts, context };
         match self.known.get_mut(place.0) {
             Some(Some(old)) => **old = known,
@@ -108,13 +114,14 @@ impl Memo {
 
     /// The context at a place.
     #[inline]
-    pub(crate) fn context(&self, place: Place) -> Option<&Context> {
-        self.known.get(place.0)?.as_deref().map(|k| &k.context)
+    pub(crate) fn context(&self, place: Place) -> Option<Decoded<'_>> {
+        let known = self.known.get(place.0)?.as_deref()?;
+        Some(Decoded { context: &known.context, number: known.lasts })
     }
 
     /// Holds a context for its port without remembering it.
-    pub(crate) fn once(&mut self, context: Context) -> &Context {
-        self.answer.insert(context)
+    pub(crate) fn once(&mut self, context: Context) -> Decoded<'_> {
+        Decoded { context: self.answer.insert(context), number: None }
     }
 }
 

@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex};
 use portcullis_arch::{Access, Attributes, StreamId};
 use portcullis_bus::{Initiator, StallState, StallTag, SystemMemory};
 use portcullis_walk::{
-    Context, ContextKey, Fault, FaultOutcome, Invalidation, Nested, Regime, Resolution, SyncLog, Tbu, Tcu,
-    TlbStage,
+    Context, ContextKey, Decoded, Fault, FaultOutcome, Invalidation, Nested, Regime, Resolution, SyncLog,
+    Tbu, Tcu, TlbStage,
 };
 
 /// Configuration of substream n is that of "stream" SUBSTREAM | n.
@@ -142,7 +142,8 @@ impl Tcu for Unit {
                     .incoming
                     .with_privileged(from.attrs.privileged())
                     .with_instruction(from.attrs.instruction());
-                Resolution::Translate(memo.insert(Context { incoming, ..(*c).clone() }))
+                let context = memo.insert(Context { incoming, ..(*c).clone() });
+                Resolution::Translate(Decoded { context, number: None })
             }
             Some(Setting::Refuse(outcome)) => Resolution::Refused(outcome),
             None => Resolution::Refused(FaultOutcome::Terminate { abort: true }),
