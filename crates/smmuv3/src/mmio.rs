@@ -1,6 +1,7 @@
 //! Register accesses.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use portcullis_bus::{BusError, Memory, Mmio};
 
@@ -55,7 +56,7 @@ impl<M: Memory> SmmuV3<M> {
         if offset >= WINDOW {
             return Err(BusError::Decode);
         }
-        let live = self.drive(self.lock(), 0);
+        let live = self.drive(self.lock(), Duration::ZERO);
         let Some(place) = registers::place(&self.caps, offset, data.len(), secure) else { return Ok(()) };
         let value = registers::value(&self.caps, &live.regs, place) >> place.shift;
         let bytes = value.to_le_bytes();
@@ -84,7 +85,7 @@ impl<M: Memory> SmmuV3<M> {
             self.apply(&mut live, place.side, effects);
             operation = effects.operation.then_some(place.side);
         }
-        drop(self.drive(live, SPINS));
+        drop(self.drive(live, PATIENCE));
         if let Some(side) = operation {
             self.operate(side);
         }
@@ -92,5 +93,5 @@ impl<M: Memory> SmmuV3<M> {
     }
 }
 
-/// How often a write that waits for running accesses yields to them before it leaves the rest for later.
-const SPINS: usize = 4096;
+/// How long a write waits for running accesses before it leaves the rest for later.
+const PATIENCE: Duration = Duration::from_millis(250);

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::time::{Duration, Instant};
 
 use portcullis_arch::smmuv3::EventCode;
 use portcullis_arch::{Access, StreamId};
@@ -106,9 +107,11 @@ impl<M: Memory> Builder<M> {
     }
 }
 
-/// Looks at running accesses before the caller's core is given away in between, and for how long then.
-const QUICK: usize = 64;
-const PAUSE: std::time::Duration = std::time::Duration::from_micros(1);
+/// Looks at running accesses before the caller's core is given away in between.
+const QUICK: usize = 8;
+/// Longest time until the next look. The end of the access ends it, but for a race that is nearly always won. Longer than the
+/// scheduler's tick, so that no timer has to be set up for it.
+const PAUSE: Duration = Duration::from_millis(5);
 
 /// STE.MEV of the entry that a look-up read.
 fn trail_merges(trail: &Trail) -> bool {
@@ -256,24 +259,37 @@ impl<M: Memory> SmmuV3<M> {
         stopped
     }
 
-    /// A turn, and while running accesses are what it waits for, at most so many more, with the lock let go in between so
-    /// that they can end.
-    pub(crate) fn drive<'a>(&'a self, mut live: MutexGuard<'a, Live>, spins: usize) -> MutexGuard<'a, Live> {
-        for spin in 0..spins {
-            if self.turn(&mut live) != Stopped::Access {
-                return live;
+    /// A turn, and while running accesses are what it waits for more of them, with the lock let go in between so that they can
+    /// end, until `patience` is over.
+    pub(crate) fn drive<'a>(
+        &'a self,
+        mut live: MutexGuard<'a, Live>,
+        patience: Duration,
+    ) -> MutexGuard<'a, Live> {
+        let mut end = None;
+        for look in 0.. {
+            if self.turn(&mut live) != Stopped::Access || patience.is_zero() {
+                break;
             }
-            drop(live);
-            if spin < QUICK {
+            if look < QUICK {
+                drop(live);
                 std::hint::spin_loop();
             } else {
-                // The access belongs to a thread that does not run. Giving the core away for a moment lets it end; a
-                // yield could cost a whole time slice.
-                std::thread::park_timeout(PAUSE);
+                // The access belongs to a thread that does not run.
+                let now = Instant::now();
+                let left = end.get_or_insert(now + patience).saturating_duration_since(now);
+                if left.is_zero() {
+                    break;
+                }
+                let waits_for =
+                    live.tokens.iter().chain(&live.settling).flatten().find(|t| !t.is_over()).cloned();
+                drop(live);
+                if let Some(token) = waits_for {
+                    token.pause(left.min(PAUSE));
+                }
             }
             live = self.lock();
         }
-        self.turn(&mut live);
         live
     }
 

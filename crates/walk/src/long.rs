@@ -53,7 +53,6 @@ pub(crate) struct Descent {
 }
 
 /// Where a descent ended.
-#[derive(Clone, Copy)]
 pub(crate) struct Landing {
     address: u64,
     /// `None` if memory refused it.
@@ -211,7 +210,7 @@ impl Lookup<'_> {
         memory: &M,
         recorder: &mut R,
         tables_at: &T,
-        landed: Option<Landing>,
+        landed: Option<&Landing>,
     ) -> Result<Found<T::Under>, Fault> {
         let region = self.region;
         let (granule, stride) = (region.granule, u32::from(region.granule.stride()));
@@ -240,13 +239,24 @@ impl Lookup<'_> {
             let table_mask = table_mask & bits::ADDRESS;
             let place = Descent { table, table_mask, too_large, level, shift, width, stride, walk_attrs };
             if let Some(under) = T::DIRECT {
-                let end = landed.unwrap_or_else(|| place.descend(memory, self.input));
-                (level, shift, tables) = (end.level, end.shift, end.tables);
-                let Some(value) = end.value else {
+                // Field by field: what is copied as a whole goes through memory, which takes longer than a level.
+                let (address, value);
+                match landed {
+                    Some(end) => {
+                        (level, shift, tables) = (end.level, end.shift, end.tables);
+                        (address, value) = (end.address, end.value);
+                    }
+                    None => {
+                        let end = place.descend(memory, self.input);
+                        (level, shift, tables) = (end.level, end.shift, end.tables);
+                        (address, value) = (end.address, end.value);
+                    }
+                }
+                let Some(value) = value else {
                     let refused = self.fault(FaultKind::External, level);
-                    return Err(Fault { fetch: end.address, ..refused });
+                    return Err(Fault { fetch: address, ..refused });
                 };
-                let (address, at) = (end.address, end.address);
+                let at = address;
                 read = Some(Spot { address, at, attrs: walk_attrs, value, under });
             }
         }
@@ -393,7 +403,7 @@ pub(crate) fn stage1<M: Memory, R: Recorder, T: Tables<M, R>>(
     inside: u64,
     updates: Updates,
     recorder: &mut R,
-    (tables, landed): (&T, Option<Landing>),
+    (tables, landed): (&T, Option<&Landing>),
 ) -> Result<(Leaf, Spot<T::Under>), Fault> {
     let (output_bits, big_endian, secure) = (s1.output_bits, s1.big_endian, s1.secure);
     let flags = if T::FULL { updates_of(s1.format, s1.flags) } else { FlagUpdate::OFF };

@@ -12,8 +12,10 @@
 //! port sees the new generation, or the SMMU sees the port's mark.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicU64, Ordering, compiler_fence, fence};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, compiler_fence, fence};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::thread::{self, Thread};
+use std::time::Duration;
 
 use crate::tlb::{ContextKey, Regime, TlbStage};
 
@@ -111,6 +113,9 @@ pub enum Invalidation {
 #[derive(Debug, Default)]
 pub struct InFlight {
     mark: AtomicU64,
+    /// Somebody waits for the access to end.
+    awaited: AtomicBool,
+    waiters: Mutex<Vec<Thread>>,
 }
 
 impl InFlight {
@@ -118,6 +123,36 @@ impl InFlight {
     #[inline]
     pub(crate) fn set(&self, mark: u64, order: Ordering) {
         self.mark.store(mark, order);
+    }
+
+    /// The port leaves an access.
+    #[inline(always)]
+    pub(crate) fn leave(&self, mark: u64) {
+        self.set(mark, Ordering::Release);
+        if self.awaited.load(Ordering::Relaxed) {
+            self.wake();
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn wake(&self) {
+        let mut waiters = lock(&self.waiters);
+        self.awaited.store(false, Ordering::Relaxed);
+        waiters.drain(..).for_each(|thread| thread.unpark());
+    }
+
+    /// Has the port wake a thread when it leaves its access.
+    fn awaited_by(&self, thread: Thread) {
+        let mut waiters = lock(&self.waiters);
+        waiters.push(thread);
+        self.awaited.store(true, Ordering::Relaxed);
+    }
+
+    fn no_longer_awaited_by(&self, thread: &Thread) {
+        let mut waiters = lock(&self.waiters);
+        waiters.retain(|waiter| waiter.id() != thread.id());
+        self.awaited.store(!waiters.is_empty(), Ordering::Relaxed);
     }
 }
 
@@ -230,7 +265,7 @@ impl SyncLog {
 }
 
 /// A synchronisation under way.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct SyncToken {
     waiting: Vec<(Arc<InFlight>, u64)>,
 }
@@ -240,6 +275,26 @@ impl SyncToken {
     pub fn poll(&mut self) -> bool {
         self.waiting.retain(|(p, mark)| p.mark.load(Ordering::Acquire) == *mark);
         self.waiting.is_empty()
+    }
+
+    /// True if nothing was left at the last [`poll`](SyncToken::poll).
+    pub fn is_over(&self) -> bool {
+        self.waiting.is_empty()
+    }
+
+    /// Gives the caller's core away until one of the accesses that are waited for has ended, but at most for `limit`. For accesses
+    /// of threads that do not run: those of threads that do have ended before this begins.
+    ///
+    /// A port that leaves its access looks whether somebody waits, but without a barrier. If it looks just before its leaving
+    /// becomes visible it may miss the caller, who then waits for `limit`. It may also return early.
+    pub fn pause(&self, limit: Duration) {
+        let me = thread::current();
+        self.waiting.iter().for_each(|(port, _)| port.awaited_by(me.clone()));
+        fence(Ordering::SeqCst);
+        if self.waiting.iter().all(|(port, mark)| port.mark.load(Ordering::Acquire) == *mark) {
+            thread::park_timeout(limit);
+        }
+        self.waiting.iter().for_each(|(port, _)| port.no_longer_awaited_by(&me));
     }
 
     /// Adds what a later synchronisation waits for. One entry per port is enough: a port that has left its newer
@@ -335,6 +390,44 @@ mod tests {
         assert!(sync.poll(), "the access that was running has ended; the next one is not waited for");
         drop(port);
         assert!(log.begin_sync().poll());
+    }
+
+    #[test]
+    fn a_pause_ends_with_the_access_that_is_waited_for() {
+        let log = SyncLog::new();
+        let port = log.register();
+        port.set(1, Ordering::Relaxed);
+        let mut sync = log.begin_sync();
+        let begin = std::time::Instant::now();
+        thread::scope(|scope| {
+            let port = &port;
+            scope.spawn(move || {
+                thread::sleep(Duration::from_millis(20));
+                port.leave(2);
+            });
+            // Rarely, the port does not see who waits.
+            while !sync.poll() {
+                sync.pause(Duration::from_secs(60));
+            }
+        });
+        assert!(begin.elapsed() < Duration::from_secs(50), "woken, and not by the clock");
+        assert!(!port.awaited.load(Ordering::Relaxed));
+        assert!(lock(&port.waiters).is_empty());
+        sync.pause(Duration::ZERO);
+    }
+
+    #[test]
+    fn a_pause_gives_up_and_leaves_nothing_behind() {
+        let log = SyncLog::new();
+        let port = log.register();
+        port.set(1, Ordering::Relaxed);
+        let sync = log.begin_sync();
+        sync.pause(Duration::from_millis(1));
+        assert!(lock(&port.waiters).is_empty());
+        assert!(!port.awaited.load(Ordering::Relaxed));
+        // Over before the pause begins.
+        port.leave(2);
+        sync.pause(Duration::from_secs(60));
     }
 
     #[test]

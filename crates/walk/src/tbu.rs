@@ -23,7 +23,7 @@ use crate::perms::{AccessKind, Perms};
 use crate::record::NoRecord;
 use crate::stage::{Fault, Nested, Updates, Walked, canonical, combine};
 use crate::sync::{InFlight, Invalidation, SyncLog, light_barrier};
-use crate::tlb::{ContextIndex, ContextKey, Entry, Sizes, Tlb};
+use crate::tlb::{ContextIndex, ContextKey, Entry, Hit, Sizes, Tlb};
 
 /// A translation context as a port caches it: everything a walk needs, decoded from registers or tables.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -263,35 +263,52 @@ enum Config {
     Translate(Cached),
 }
 
-/// What a hit needs of a slot, in one place.
+/// What a hit needs of a slot, in one cache line (with the first of its page sizes).
 #[derive(Clone, Copy)]
+#[repr(C)]
 struct Hot {
     key: [u64; 2],
+    /// The slot counts only while this equals the port's stamp.
+    stamp: u64,
     va_mask: u64,
+    /// Of reads and writes.
+    overlay: [u32; 2],
     /// Bits of [`Perms`] that a read and a write need; 0 for streams that are not translated.
     need: [u8; 2],
     /// The outgoing attributes are the tables' with `overlay`; otherwise they take a computation.
     simple: bool,
-    /// Of reads and writes.
-    overlay: [u32; 2],
     sizes: Sizes,
 }
 
+impl Hot {
+    fn new(key: [u64; 2], stamp: u64) -> Self {
+        let sizes = Sizes::default();
+        Self { key, stamp, va_mask: 0, overlay: [0; 2], need: [0; 2], simple: false, sizes }
+    }
+}
+
+#[repr(C, align(64))]
 struct Slot {
     hot: Hot,
-    /// The slot counts only while this equals the port's stamp.
-    stamp: u64,
     config: Config,
+}
+
+impl Slot {
+    /// Of no initiator: ports' stamps begin with 1.
+    fn empty() -> Self {
+        let config = Config::Bypass { attrs: Attributes::DEVICE_DEFAULT, mask: 0, strict: false };
+        Self { hot: Hot::new([0; 2], 0), config }
+    }
 }
 
 /// The second word of an initiator without a substream.
 const NO_SUBSTREAM: u64 = u64::MAX;
 
 /// Forgets the configuration of the initiators whose stream and substream `named` names.
-fn forget_slots(slots: &mut [Option<Slot>], named: impl Fn(u32, u64) -> bool) {
+fn forget_slots(slots: &mut [Slot], named: impl Fn(u32, u64) -> bool) {
     for slot in slots {
-        if slot.as_ref().is_some_and(|s| named(s.hot.key[0] as u32, s.hot.key[1])) {
-            *slot = None;
+        if named(slot.hot.key[0] as u32, slot.hot.key[1]) {
+            slot.hot.stamp = 0;
         }
     }
 }
@@ -373,6 +390,7 @@ pub struct Tbu<T: Tcu, M> {
     tcu: Arc<T>,
     memory: M,
     in_flight: Arc<InFlight>,
+    /// The mark outside of accesses.
     mark: u64,
     seen: u64,
     asymmetric: bool,
@@ -381,7 +399,7 @@ pub struct Tbu<T: Tcu, M> {
     /// Slots with an older stamp are forgotten.
     stamp: u64,
     /// Found by a hash of the initiator; empty until the first use.
-    slots: Vec<Option<Slot>>,
+    slots: Vec<Slot>,
     tlb: Tlb,
     known: KnownRuns,
     attrs: Box<[Attributes; MAX_ATTRS]>,
@@ -421,7 +439,7 @@ fn keep(tlb: &mut Tlb, stamp: &mut u64, slot: &mut Slot, input: u64, entry: Entr
     if tlb.epoch() != epoch {
         // The TLB started over: every other slot is looked up again when it is next needed.
         *stamp += 1;
-        slot.stamp = *stamp;
+        slot.hot.stamp = *stamp;
     }
 }
 
@@ -433,13 +451,15 @@ struct Run {
 
 /// The port's mark is up as long as this lives, also if what runs inside panics: a mark left standing would make
 /// synchronisations wait for ever, and the next access would seem to be over while it runs.
-struct Guard<'a, T: Tcu, M>(&'a mut Tbu<T, M>);
+struct Guard<'a, T: Tcu, M> {
+    port: &'a mut Tbu<T, M>,
+}
 
 impl<T: Tcu, M> Drop for Guard<'_, T, M> {
     #[inline(always)]
     fn drop(&mut self) {
-        self.0.mark += 1;
-        self.0.in_flight.set(self.0.mark, Ordering::Release);
+        self.port.mark += 2;
+        self.port.in_flight.leave(self.port.mark);
     }
 }
 
@@ -457,7 +477,7 @@ impl<T: Tcu, M: Memory> Tbu<T, M> {
             seen,
             asymmetric,
             last: 0,
-            stamp: 0,
+            stamp: 1,
             slots: Vec::new(),
             tlb: Tlb::new(entries),
             known: KnownRuns::default(),
@@ -496,13 +516,29 @@ impl<T: Tcu, M: Memory> Tbu<T, M> {
         access: Access,
         f: impl FnOnce(Translated, &M) -> R,
     ) -> Result<R, FaultOutcome> {
-        let inside = self.enter();
-        // Two calls of `f`: a hit then stays in registers instead of meeting a miss in memory.
-        if let Some(t) = inside.0.hit(from, va.get(), access) {
-            return Ok(f(t, &inside.0.memory));
+        self.raise_mark();
+        // Two calls of `f`, and nothing but a hit here: it then stays in registers instead of meeting a miss in memory.
+        if self.tcu.log().generation() == self.seen
+            && let Some(t) = self.hit(from, va.get(), access)
+        {
+            let inside = Guard { port: self };
+            return Ok(f(t, &inside.port.memory));
         }
-        let t = inside.0.translate_slow(from, va.get(), access, true)?;
-        Ok(f(t, &inside.0.memory))
+        self.with_slow_translation(from, va, access, f)
+    }
+
+    /// The rest of [`with_translation`](Tbu::with_translation), with the mark up.
+    #[inline(never)]
+    fn with_slow_translation<R>(
+        &mut self,
+        from: &Initiator,
+        va: Iova,
+        access: Access,
+        f: impl FnOnce(Translated, &M) -> R,
+    ) -> Result<R, FaultOutcome> {
+        let inside = self.inside();
+        let t = inside.port.translate_inside(from, va.get(), access)?;
+        Ok(f(t, &inside.port.memory))
     }
 
     /// Translates `va` without making an access. The answer may be out of date by the time it is looked at; use
@@ -529,16 +565,27 @@ impl<T: Tcu, M: Memory> Tbu<T, M> {
         Some(CachedEntry { pa: Pa(hit.pa), size_log2: hit.size_log2, perms: hit.perms, global: hit.global })
     }
 
+    /// The port is inside an access from here on. A [`Guard`] has to take the mark down again.
     #[inline(always)]
-    fn enter(&mut self) -> Guard<'_, T, M> {
-        self.mark += 1;
-        self.in_flight.set(self.mark, Ordering::Relaxed);
-        let guard = Guard(self);
-        light_barrier(guard.0.asymmetric);
-        if guard.0.tcu.log().generation() != guard.0.seen {
-            guard.0.catch_up();
+    fn raise_mark(&self) {
+        self.in_flight.set(self.mark + 1, Ordering::Relaxed);
+        light_barrier(self.asymmetric);
+    }
+
+    /// Inside, with everything forgotten that was invalidated.
+    #[inline(always)]
+    fn inside(&mut self) -> Guard<'_, T, M> {
+        let guard = Guard { port: self };
+        if guard.port.tcu.log().generation() != guard.port.seen {
+            guard.port.catch_up();
         }
         guard
+    }
+
+    #[inline(always)]
+    fn enter(&mut self) -> Guard<'_, T, M> {
+        self.raise_mark();
+        self.inside()
     }
 
     #[cold]
@@ -583,7 +630,7 @@ impl<T: Tcu, M: Memory> Tbu<T, M> {
 
     /// Takes the TLB's page sizes of every slot anew.
     fn refresh(&mut self) {
-        for slot in self.slots.iter_mut().flatten().filter(|s| s.stamp == self.stamp) {
+        for slot in self.slots.iter_mut().filter(|s| s.hot.stamp == self.stamp) {
             if let Config::Translate(c) = &slot.config {
                 slot.hot.sizes = self.tlb.sizes(c.index);
             }
@@ -599,8 +646,9 @@ impl<T: Tcu, M: Memory> Tbu<T, M> {
 
     #[inline(always)]
     fn slot_at(&self, at: usize, key: [u64; 2]) -> Option<&Slot> {
-        let slot = self.slots.get(at)?.as_ref()?;
-        let differs = (slot.hot.key[0] ^ key[0]) | (slot.hot.key[1] ^ key[1]) | (slot.stamp ^ self.stamp);
+        let slot = self.slots.get(at)?;
+        let hot = &slot.hot;
+        let differs = (hot.key[0] ^ key[0]) | (hot.key[1] ^ key[1]) | (hot.stamp ^ self.stamp);
         (differs == 0).then_some(slot)
     }
 
@@ -623,23 +671,45 @@ impl<T: Tcu, M: Memory> Tbu<T, M> {
         }
     }
 
-    /// What the TLB answers for the initiator used last.
+    /// What the TLB answers for the initiator used last, from the first of its page sizes. The others are looked at by
+    /// [`translate_slow`](Self::translate_slow), which makes the one that has the page the first.
+    // No call here: an answer that may come from one goes through memory, and takes as long as all of this.
     #[inline(always)]
     fn hit(&mut self, from: &Initiator, va: u64, access: Access) -> Option<Translated> {
         let slot = self.slot_at(self.last, key_of(from))?;
-        let hot = &slot.hot;
-        let hit = self.tlb.lookup(&hot.sizes, va & hot.va_mask)?;
-        if hit.perms.0 & hot.need[access as usize] == 0 {
+        let hit = self.tlb.lookup_first(&slot.hot.sizes, va & slot.hot.va_mask)?;
+        let t = self.answer(slot, hit, access)?;
+        self.stats.hits += 1;
+        Some(t)
+    }
+
+    fn hit_another_size(&mut self, va: u64, access: Access) -> Option<Translated> {
+        let hot = &mut self.slots.get_mut(self.last)?.hot;
+        let hit = self.tlb.lookup_rest(&mut hot.sizes, va & hot.va_mask)?;
+        let t = self.answer(self.slots.get(self.last)?, hit, access)?;
+        self.stats.hits += 1;
+        Some(t)
+    }
+
+    /// A hit, if it allows the access.
+    #[inline(always)]
+    fn answer(&self, slot: &Slot, hit: Hit, access: Access) -> Option<Translated> {
+        if hit.perms.0 & slot.hot.need[access as usize] == 0 {
             return None;
         }
-        let tables = self.attrs[usize::from(hit.attrs)];
-        let attrs = if hot.simple {
-            tables.or_bits(hot.overlay[access as usize])
+        let attrs = self.outgoing(slot, hit.attrs, access);
+        Some(Translated { pa: Pa(hit.pa), left: hit.left, attrs })
+    }
+
+    /// The outgoing attributes for what the tables say, by its place in the port's table.
+    #[inline(always)]
+    fn outgoing(&self, slot: &Slot, at: u8, access: Access) -> Attributes {
+        let tables = self.attrs[usize::from(at)];
+        if slot.hot.simple {
+            tables.or_bits(slot.hot.overlay[access as usize])
         } else {
             outgoing_of(slot, tables, access)
-        };
-        self.stats.hits += 1;
-        Some(Translated { pa: Pa(hit.pa), left: hit.left, attrs })
+        }
     }
 
     /// The path of a miss. Without `record`, a fault is not reported to the SMMU.
@@ -679,6 +749,11 @@ impl<T: Tcu, M: Memory> Tbu<T, M> {
                     return Ok(t);
                 }
             }
+            if self.slots.get(at).is_some_and(|slot| slot.hot.sizes.are_several())
+                && let Some(t) = self.hit_another_size(va, access)
+            {
+                return Ok(t);
+            }
             let Some(slot) = self.slot_at(at, key) else { continue };
             let c = match &slot.config {
                 Config::Bypass { mask, strict: true, .. } if va & !mask != 0 => {
@@ -712,7 +787,7 @@ impl<T: Tcu, M: Memory> Tbu<T, M> {
                 landing = Some(end);
             }
             let kind = AccessKind::new(access, c.context.incoming);
-            let walked = match landing {
+            let walked = match &landing {
                 Some(end) => c.context.stages.translate_landed(walker, input, kind, end),
                 None => c.context.stages.translate(walker, input, kind, Updates::Apply, &mut NoRecord),
             };
@@ -725,7 +800,7 @@ impl<T: Tcu, M: Memory> Tbu<T, M> {
             };
             self.stats.walks += 1;
             match (walked, outcome) {
-                (Ok(walked), _) => return Ok(self.fill(input, walked, access, landing)),
+                (Ok(walked), _) => return Ok(self.fill(input, walked, access, landing.as_ref())),
                 (Err(_), None) => return Err(over),
                 (Err(_), Some(FaultOutcome::Retry)) => self.catch_up(),
                 (Err(_), Some(outcome)) => {
@@ -763,24 +838,23 @@ impl<T: Tcu, M: Memory> Tbu<T, M> {
             self.stamp += 1;
         }
         if self.slots.is_empty() {
-            self.slots.resize_with(1 << SLOTS_LOG2, || None);
+            self.slots.resize_with(1 << SLOTS_LOG2, Slot::empty);
         }
         let (key, stamp) = (key_of(from), self.stamp);
         let resolution = self.tcu.resolve(&mut self.memo, from, va, access);
         let Some(place) = self.slots.get_mut(Self::place(key)) else { return Ok(()) };
-        let mut hot =
-            Hot { key, va_mask: 0, need: [0; 2], simple: false, overlay: [0; 2], sizes: Sizes::default() };
+        let mut hot = Hot::new(key, stamp);
         let config = match resolution {
             Resolution::Bypass { attrs, mask, strict } => Config::Bypass { attrs, mask, strict },
             Resolution::Translate(Decoded { context, number }) => {
                 // A stamp is not older than the memo.
-                if let Some(Slot { hot, stamp: since, config: Config::Translate(c) }) = place
+                if let Config::Translate(c) = &place.config
                     && number.is_some()
-                    && (c.number, *since) == (number, stamp)
+                    && (c.number, place.hot.stamp) == (number, stamp)
                 {
                     // Streams that share a context: only the name is new.
-                    hot.key = key;
-                    hot.sizes = self.tlb.sizes(c.index);
+                    place.hot.key = key;
+                    place.hot.sizes = self.tlb.sizes(c.index);
                     return Ok(());
                 }
                 let index = self.tlb.context(context.key);
@@ -791,8 +865,8 @@ impl<T: Tcu, M: Memory> Tbu<T, M> {
                 hot.overlay = accesses.map(|a| context.incoming.of(a).security_privilege_bits());
                 hot.sizes = self.tlb.sizes(index);
                 // A stream that takes another's place takes its memory too.
-                if let Some(Slot { hot: old, stamp: since, config: Config::Translate(c) }) = place {
-                    (*old, *since) = (hot, stamp);
+                if let Config::Translate(c) = &mut place.config {
+                    place.hot = hot;
                     c.take(context, number, index);
                     return Ok(());
                 }
@@ -800,24 +874,19 @@ impl<T: Tcu, M: Memory> Tbu<T, M> {
             }
             Resolution::Refused(outcome) => return Err(outcome),
         };
-        *place = Some(Slot { hot, stamp, config });
+        *place = Slot { hot, config };
         Ok(())
     }
 
     /// Fills the TLB for the slot used last with a page whose leaf is like the last one's.
     #[inline(always)]
     fn fill_alike(&mut self, input: u64, page: u64, access: Access) -> Translated {
-        let Some(Some(slot)) = self.slots.get_mut(self.last) else { return Translated::byte(page) };
+        let Some(slot) = self.slots.get(self.last) else { return Translated::byte(page) };
         let Config::Translate(c) = &slot.config else { return Translated::byte(page) };
         let seen = &c.seen;
         let shift = seen.alike.shift as u8;
         let inside = (1u64 << shift) - 1;
-        let tables = self.attrs[usize::from(seen.attrs)];
-        let attrs = if slot.hot.simple {
-            tables.or_bits(slot.hot.overlay[access as usize])
-        } else {
-            outgoing_of(slot, tables, access)
-        };
+        let attrs = self.outgoing(slot, seen.attrs, access);
         let entry = Entry {
             page,
             size_log2: shift,
@@ -826,16 +895,18 @@ impl<T: Tcu, M: Memory> Tbu<T, M> {
             attrs: seen.attrs,
             global: seen.global,
         };
-        keep(&mut self.tlb, &mut self.stamp, slot, input, entry);
+        if let Some(slot) = self.slots.get_mut(self.last) {
+            keep(&mut self.tlb, &mut self.stamp, slot, input, entry);
+        }
         Translated { pa: Pa(page | input & inside), left: inside + 1 - (input & inside), attrs }
     }
 
     /// Fills the TLB for the slot used last. `landing` is where the descent of the walk ended, if it was a usual one.
     #[inline(never)]
-    fn fill(&mut self, input: u64, w: Walked, access: Access, landing: Option<Landing>) -> Translated {
+    fn fill(&mut self, input: u64, w: Walked, access: Access, landing: Option<&Landing>) -> Translated {
         let size = 1u64 << w.size_log2;
         let left = size - (input & (size - 1));
-        let Some(Some(slot)) = self.slots.get_mut(self.last) else { return Translated::byte(w.pa) };
+        let Some(slot) = self.slots.get_mut(self.last) else { return Translated::byte(w.pa) };
         let Config::Translate(c) = &mut slot.config else { return Translated::byte(w.pa) };
         let tables = c.context.table_attributes(w.attrs);
         let attrs = c.context.outgoing(tables).of(access);
@@ -858,12 +929,12 @@ impl<T: Tcu, M: Memory> Tbu<T, M> {
                 self.attrs[at] = tables;
                 self.attrs_used += 1;
             }
-            if let Some(alike) = landing.and_then(|end| Alike::of(&end, w.size_log2)) {
+            if let Some(alike) = landing.and_then(|end| Alike::of(end, w.size_log2)) {
                 c.seen = Seen { alike, perms: w.perms, global: w.global, attrs: at as u8 };
             }
             if self.tlb.epoch() != epoch {
                 self.stamp += 1;
-                slot.stamp = self.stamp;
+                slot.hot.stamp = self.stamp;
             }
             let entry = Entry {
                 page: w.pa & !(size - 1),
@@ -948,7 +1019,7 @@ impl<T: Tcu, M: Memory> Tbu<T, M> {
     ) -> Result<usize, DmaFault> {
         let to_boundary = |address: u64| 4096 - (address & 4095) as usize;
         let inside = self.enter();
-        let port = &mut *inside.0;
+        let port = &mut *inside.port;
         match port.translate_inside(from, va, access) {
             Ok(t) => {
                 let run = port.run(from, va, access, max.min(PIECE), t);
@@ -1010,7 +1081,7 @@ impl<T: Tcu, M: Memory> DmaPort for Tbu<T, M> {
         while done < len {
             let max = (len - done).min(PIECE);
             let (s, d) = (src.1.wrapping_add(done as u64), dst.1.wrapping_add(done as u64));
-            let moved = self.enter().0.copy_inside((&src.0, s.get()), (&dst.0, d.get()), max);
+            let moved = self.enter().port.copy_inside((&src.0, s.get()), (&dst.0, d.get()), max);
             done += moved;
             if moved == 0 {
                 // The general way: page by page through a buffer, with every rule about zeros, stalls and refusals.

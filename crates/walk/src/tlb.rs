@@ -122,6 +122,14 @@ struct SizeId {
     shift: u8,
     leaf: u8,
     id: u16,
+    /// Pages next to each other land in sets next to each other; contexts and sizes are spread by this.
+    salt: u32,
+}
+
+impl SizeId {
+    const fn new(shift: u8, leaf: u8, id: u16) -> Self {
+        Self { shift, leaf, id, salt: (id as u32).wrapping_mul(0x9e37_79b1) }
+    }
 }
 
 /// What a range takes from the pages of one number.
@@ -132,7 +140,12 @@ struct Doomed {
     only_global: bool,
 }
 
-const MAX_ID: u16 = 0xfff;
+/// The last number that is given out.
+const MAX_ID: u16 = 0xffe;
+/// No entry has it.
+const NO_ID: u16 = 0xfff;
+/// Where a tag has the number.
+const ID: u64 = 0xfff;
 const SIZES: usize = 8;
 /// An invalidation by address looks for at most this many (log2) parts of a leaf; if it has more, all parts of
 /// such leaves are forgotten.
@@ -147,7 +160,7 @@ pub struct Sizes {
 
 impl Default for Sizes {
     fn default() -> Self {
-        Self { n: 0, ids: [SizeId { shift: 12, leaf: 12, id: 0 }; SIZES] }
+        Self { n: 0, ids: [SizeId::new(12, 12, NO_ID); SIZES] }
     }
 }
 
@@ -157,6 +170,12 @@ impl Sizes {
             *at = size;
             self.n += 1;
         }
+    }
+
+    /// There are more than the first.
+    #[inline(always)]
+    pub(crate) fn are_several(&self) -> bool {
+        self.n > 1
     }
 }
 
@@ -243,35 +262,51 @@ impl Tlb {
 
     #[inline(always)]
     fn index(&self, va: u64, size: SizeId) -> usize {
-        // Pages next to each other land in sets next to each other; contexts are spread by an odd multiplier.
-        ((va >> size.shift) as usize).wrapping_add(usize::from(size.id).wrapping_mul(0x9e37_79b1))
-            & ((1 << self.sets_log2) - 1)
+        // There is a power of two of them.
+        ((va >> size.shift) as usize).wrapping_add(size.salt as usize) & self.sets.len().wrapping_sub(1)
     }
 
     /// Looks `va` up in the page sizes of a context.
+    pub fn lookup(&self, sizes: &Sizes, va: u64) -> Option<Hit> {
+        sizes.ids.iter().take(usize::from(sizes.n)).find_map(|&size| self.probe(size, va))
+    }
+
+    /// Looks `va` up in the first page size of a context.
+    #[inline(always)]
+    pub(crate) fn lookup_first(&self, sizes: &Sizes, va: u64) -> Option<Hit> {
+        // Without any it is one that no entry has.
+        self.probe(sizes.ids[0], va)
+    }
+
+    /// Looks `va` up in the others, and makes the one that has it the first.
+    pub(crate) fn lookup_rest(&self, sizes: &mut Sizes, va: u64) -> Option<Hit> {
+        let all = sizes.ids.get_mut(..usize::from(sizes.n))?;
+        let (at, hit) =
+            all.iter().enumerate().skip(1).find_map(|(i, &size)| Some((i, self.probe(size, va)?)))?;
+        all.swap(0, at);
+        Some(hit)
+    }
+
     // Inlined, because a hit that goes through memory costs more than finding it.
     #[inline(always)]
-    pub fn lookup(&self, sizes: &Sizes, va: u64) -> Option<Hit> {
-        for &size in sizes.ids.iter().take(usize::from(sizes.n)) {
-            let inside = (1u64 << size.shift) - 1;
-            let tag = va & !inside | u64::from(size.id);
-            let set = self.sets.get(self.index(va, size))?;
-            // All ways are compared before the one branch: which way holds the page is as good as random.
-            let matches =
-                set.tag.iter().enumerate().fold(0u32, |m, (way, &t)| m | u32::from(t == tag) << way);
-            if matches != 0 {
-                let d = set.data[matches.trailing_zeros() as usize % WAYS];
-                return Some(Hit {
-                    pa: d >> PA_SHIFT << 12 | va & inside,
-                    left: inside + 1 - (va & inside),
-                    perms: Perms(d as u8 & 0x3f),
-                    attrs: (d >> 6) as u8,
-                    size_log2: size.shift,
-                    global: d & GLOBAL != 0,
-                });
-            }
+    fn probe(&self, size: SizeId, va: u64) -> Option<Hit> {
+        let inside = (1u64 << size.shift) - 1;
+        let tag = va & !inside | u64::from(size.id);
+        let set = self.sets.get(self.index(va, size))?;
+        // All ways are compared before the one branch: which way holds the page is as good as random.
+        let matches = set.tag.iter().enumerate().fold(0u32, |m, (way, &t)| m | u32::from(t == tag) << way);
+        if matches == 0 {
+            return None;
         }
-        None
+        let d = set.data[matches.trailing_zeros() as usize % WAYS];
+        Some(Hit {
+            pa: d >> PA_SHIFT << 12 | va & inside,
+            left: inside + 1 - (va & inside),
+            perms: Perms(d as u8 & 0x3f),
+            attrs: (d >> 6) as u8,
+            size_log2: size.shift,
+            global: d & GLOBAL != 0,
+        })
     }
 
     /// Fills an entry for the page around `va`. Returns the context's page sizes, which may have changed. A page
@@ -350,7 +385,7 @@ impl Tlb {
         let id = self.next_id;
         self.next_id += 1;
         let c = self.contexts.get_mut(at)?;
-        let size = SizeId { shift, leaf, id };
+        let size = SizeId::new(shift, leaf, id);
         c.sizes.push(size);
         Some(size)
     }
@@ -449,7 +484,7 @@ impl Tlb {
 
     /// Looks at every entry once.
     fn sweep(&mut self, work: &[(SizeId, Doomed)]) {
-        let mut by_number: Vec<Option<Doomed>> = vec![None; usize::from(MAX_ID) + 1];
+        let mut by_number: Vec<Option<Doomed>> = vec![None; usize::from(NO_ID) + 1];
         for (size, doomed) in work {
             if let Some(at) = by_number.get_mut(usize::from(size.id)) {
                 *at = Some(*doomed);
@@ -457,7 +492,7 @@ impl Tlb {
         }
         for set in &mut self.sets {
             for way in 0..WAYS {
-                let (va, id) = (set.tag[way] & !u64::from(MAX_ID), set.tag[way] & u64::from(MAX_ID));
+                let (va, id) = (set.tag[way] & !ID, set.tag[way] & ID);
                 let Some(Some(d)) = by_number.get(id as usize) else { continue };
                 if (d.first..=d.last).contains(&va) && (!d.only_global || set.data[way] & GLOBAL != 0) {
                     set.tag[way] = 0;

@@ -86,7 +86,7 @@ impl Nested {
         memory: &M,
         va: u64,
         kind: AccessKind,
-        end: Landing,
+        end: &Landing,
     ) -> Result<Walked, Fault> {
         let Some(s1) = &self.stage1 else {
             return self.translate(memory, va, kind, Updates::Apply, &mut NoRecord);
@@ -275,7 +275,7 @@ impl Stage1 {
         va: u64,
         kind: AccessKind,
         updates: Updates,
-        (tables, landed): (&T, Option<Landing>),
+        (tables, landed): (&T, Option<&Landing>),
         recorder: &mut R,
     ) -> Result<(Leaf, Spot<T::Under>), Fault> {
         let range = Fault::new(FaultKind::Translation, 1, self.range_fault_level);

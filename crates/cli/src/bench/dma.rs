@@ -3,8 +3,8 @@
 
 use std::hint::black_box;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Barrier, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 use portcullis_arch::axidma::{BdControl, Descriptor, Dmacr, MM2S, S2MM, bd, reg};
 use portcullis_arch::{Asid, Iova, Pa};
@@ -17,7 +17,7 @@ use portcullis_board::system::{BootOptions, System};
 use portcullis_bus::{Activity, SystemMemory};
 use portcullis_hal::{Block, DmaMemory, Mmio as _};
 use portcullis_iommu::dma::{
-    Coherent, DeviceConfig, Direction, DmaAttrs, DmaDevice, DmaSpace, Mode, SpaceConfig,
+    Coherent, DeviceConfig, Direction, DmaAttrs, DmaDevice, DmaLocal, DmaSpace, Mode, SpaceConfig,
 };
 use portcullis_iommu::iova::{IovaConfig, IovaDomain};
 use portcullis_iommu::{
@@ -26,7 +26,7 @@ use portcullis_iommu::{
 use portcullis_pgtable::{Config, NoFlush, PageTable, Stage1};
 use portcullis_proxy::test::Arguments;
 
-use super::timing::{Random, against, in_rmw, once, scaling};
+use super::timing::{Random, against, in_rmw, once, scaling, stay_on_cpu, together};
 use super::{Figure, Goal};
 use crate::dma_proxy::guest;
 use crate::shipped::choose;
@@ -118,44 +118,43 @@ fn system(lazy: bool) -> System {
     System::boot(machine, &boot).expect("a board that boots")
 }
 
-/// Time of `threads` threads that map and unmap `n` times each, with a part of the space of their own.
-fn together(device: &DmaDevice<Memory>, space: &Arc<DmaSpace>, threads: usize, n: u64) -> Duration {
-    let barrier = Barrier::new(threads);
-    let work = || {
+/// Mappings a second of `threads` threads, with a part of the space of their own.
+fn mapped_together(device: &DmaDevice<Memory>, space: &Arc<DmaSpace>, threads: usize) -> f64 {
+    together(threads, |_| {
         let mut local = space.local();
-        let mut go = |n| {
-            for _ in 0..n {
-                let pa = black_box(Pa(0x1234_5000));
-                let iova = local.map_single(device, pa, PAGE, Direction::ToDevice, DmaAttrs::NONE);
-                let iova = iova.expect("room");
-                local.unmap_single(device, iova, PAGE, Direction::ToDevice, DmaAttrs::NONE).expect("mapped");
-            }
-        };
-        go(2000);
-        barrier.wait();
-        let start = Instant::now();
-        go(n);
-        start.elapsed()
-    };
-    std::thread::scope(|scope| {
-        let all: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
-        all.into_iter().map(|t| t.join().unwrap_or_default()).max().unwrap_or_default()
+        move || {
+            const N: u64 = 1000;
+            map_and_unmap(&mut local, device, N);
+            N
+        }
     })
+}
+
+fn map_and_unmap(local: &mut DmaLocal, device: &DmaDevice<Memory>, n: u64) {
+    for _ in 0..n {
+        let pa = black_box(Pa(0x1234_5000));
+        let iova = local.map_single(device, pa, PAGE, Direction::ToDevice, DmaAttrs::NONE).expect("room");
+        local.unmap_single(device, iova, PAGE, Direction::ToDevice, DmaAttrs::NONE).expect("mapped");
+    }
 }
 
 /// Plain memory for tables, from address 0 on, without the decoding of addresses that a board's memory does.
 #[derive(Clone)]
-struct Plain(Arc<(Vec<AtomicU64>, Mutex<Vec<u64>>)>);
+struct Plain(Arc<(Vec<Page>, Mutex<Vec<u64>>)>);
+
+/// Aligned as memory is, so that what two threads use in a table lies on different cache lines of the host, too.
+#[repr(align(4096))]
+struct Page([AtomicU64; 512]);
 
 impl Plain {
     fn new(tables: u64) -> Self {
-        let words = (0..tables * 512).map(|_| AtomicU64::new(0)).collect();
+        let pages = (0..tables).map(|_| Page(std::array::from_fn(|_| AtomicU64::new(0)))).collect();
         let free = (0..tables).rev().map(|table| table << 12).collect();
-        Self(Arc::new((words, Mutex::new(free))))
+        Self(Arc::new((pages, Mutex::new(free))))
     }
     #[inline]
     fn word(&self, pa: Pa) -> &AtomicU64 {
-        &self.0.0[(pa.get() / 8) as usize]
+        &self.0.0[(pa.get() >> 12) as usize].0[(pa.get() >> 3 & 511) as usize]
     }
 }
 
@@ -261,22 +260,16 @@ pub fn mappings() -> Vec<Figure> {
 fn mapped(number: u32, what: &str, device: &DmaDevice<Memory>, space: &Arc<DmaSpace>) -> Vec<Figure> {
     const N: u64 = 1 << 16;
     let mut local = space.local();
-    let one = in_rmw(N, || {
-        for _ in 0..N {
-            let pa = black_box(Pa(0x1234_5000));
-            let iova = local.map_single(device, pa, PAGE, Direction::ToDevice, DmaAttrs::NONE);
-            let iova = iova.expect("room");
-            local.unmap_single(device, iova, PAGE, Direction::ToDevice, DmaAttrs::NONE).expect("mapped");
-        }
-    });
+    let one = in_rmw(N, || map_and_unmap(&mut local, device, N));
     drop(local);
-    const EACH: u64 = 400_000;
-    let rate = |threads: usize| {
-        (threads as u64 * EACH) as f64 / together(device, space, threads, EACH).as_secs_f64()
-    };
     let mut figures = vec![
         in_rmw_figure(number, what, one, 6.3),
-        two_threads(number, &format!("{what}, two threads"), scaling(rate), "M/s"),
+        two_threads(
+            number,
+            &format!("{what}, two threads"),
+            scaling(|n| mapped_together(device, space, n)),
+            "M/s",
+        ),
     ];
     if number == 0 {
         figures.iter_mut().for_each(|f| f.goal = Goal::None);
@@ -382,8 +375,9 @@ pub fn machines() -> Vec<Figure> {
     let rate = |guests: &[Guest]| {
         let start = Instant::now();
         std::thread::scope(|scope| {
-            for guest in guests {
+            for (n, guest) in guests.iter().enumerate() {
                 scope.spawn(move || {
+                    stay_on_cpu(n);
                     let arguments = Arguments { transfers: TRANSFERS, bytes: BYTES };
                     let core = guest.cores().first().expect("an engine each");
                     let summary = core.proxy.run(arguments, &mut |_| {}).expect("buffers");

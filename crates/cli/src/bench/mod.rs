@@ -93,27 +93,49 @@ pub fn names() -> impl Iterator<Item = &'static str> {
     SUITES.iter().map(|s| s.0)
 }
 
+/// A line of the table, and how it was taken.
+#[derive(Clone, Debug, Serialize)]
+pub struct Row {
+    /// The line.
+    #[serde(flatten)]
+    pub figure: Figure,
+    /// Its group found too few moments in which the machine was quiet, so that other samples count as well.
+    pub busy: bool,
+}
+
 /// Runs every group whose name contains `filter`.
-pub fn run(filter: &str) -> Vec<Figure> {
-    SUITES.iter().filter(|(name, _)| name.contains(filter)).flat_map(|(_, suite)| suite()).collect()
+pub fn run(filter: &str) -> Vec<Row> {
+    timing::find_best_pace();
+    let wanted = SUITES.iter().filter(|(name, _)| name.contains(filter));
+    wanted
+        .flat_map(|(_, suite)| {
+            let before = timing::impatient();
+            let figures = suite();
+            let busy = timing::impatient() != before;
+            figures.into_iter().map(move |figure| Row { figure, busy })
+        })
+        .collect()
 }
 
 /// The table for a person.
-pub fn table(figures: &[Figure]) -> String {
+pub fn table(rows: &[Row]) -> String {
     let mut out = String::from(
         "goal  what                                                    figure          ratio          goal\n",
     );
-    for f in figures {
+    for Row { figure: f, busy } in rows {
         let number = if f.goal_number == 0 { "-".into() } else { f.goal_number.to_string() };
         let (goal, verdict) = match f.goal {
             Goal::AtMost(g) => (format!("<= {g}"), if f.met() { "met" } else { "MISSED" }),
             Goal::AtLeast(g) => (format!(">= {g}"), if f.met() { "met" } else { "MISSED" }),
             Goal::None => (String::new(), ""),
         };
-        out.push_str(&format!(
-            "{number:>4}  {:<52} {:>9.2} {:<6} {:>7.2} {:<8} {goal:<9} {verdict}\n",
+        let busy = if *busy { " (busy machine)" } else { "" };
+        let line = format!(
+            "{number:>4}  {:<52} {:>9.2} {:<6} {:>7.2} {:<8} {goal:<9} {verdict}{busy}",
             f.what, f.figure, f.figure_unit, f.ratio, f.ratio_unit
-        ));
+        );
+        out.push_str(line.trim_end());
+        out.push('\n');
     }
     out.push_str(&timing::remark());
     out

@@ -11,7 +11,9 @@ use portcullis_pgtable::{NoFlush, Prot};
 use portcullis_walk::Tlb;
 
 use super::rig::{DATA, ENTRIES, Forget, IOVA, Port, Rig};
-use super::timing::{Random, against, in_rmw, median, once, samples, scaling, shuffled};
+use super::timing::{
+    Random, against, in_rmw, median, once, samples, scaling, shuffled, stay_on_cpu, together,
+};
 use super::{Figure, Goal};
 
 /// Translates each address once.
@@ -73,30 +75,16 @@ pub fn hits<R: Rig>() -> Vec<Figure> {
     ]
 }
 
-/// Translations that `threads` threads make together in a fixed time, each with its own port, stream and bank.
+/// Translations a second that `threads` threads make together, each with its own port, stream and bank.
 fn throughput<R: Rig>(rig: &R, threads: usize) -> f64 {
-    let stop = AtomicBool::new(false);
-    let total = AtomicU64::new(0);
-    let start = Instant::now();
-    std::thread::scope(|s| {
-        for n in 0..threads {
-            let (stop, total) = (&stop, &total);
-            let mut port = rig.port();
-            let list = addresses(64, 4096, n as u64 + 1);
-            s.spawn(move || {
-                let from = R::stream(n);
-                let mut done = 0;
-                while !stop.load(Ordering::Relaxed) {
-                    translate_all(&mut port, &from, &list);
-                    done += list.len() as u64;
-                }
-                total.fetch_add(done, Ordering::Relaxed);
-            });
+    together(threads, |n| {
+        let mut port = rig.port();
+        let list = addresses(64, 4096, n as u64 + 1);
+        move || {
+            translate_all(&mut port, &R::stream(n), &list);
+            list.len() as u64
         }
-        std::thread::sleep(Duration::from_millis(120));
-        stop.store(true, Ordering::Relaxed);
-    });
-    total.load(Ordering::Relaxed) as f64 / start.elapsed().as_secs_f64()
+    })
 }
 
 /// Goal 2.
@@ -267,6 +255,7 @@ fn contended<R: Rig>(rig: &R, threads: usize, churn: bool) -> Churn {
             let mut port = rig.port();
             let list = addresses(64, 512, n as u64 + 1);
             s.spawn(move || {
+                stay_on_cpu(n);
                 let from = R::stream(n);
                 let mut done = 0;
                 while !stop.load(Ordering::Relaxed) {
@@ -350,7 +339,7 @@ pub fn invalidations<R: Rig>() -> Vec<Figure> {
     let all: Vec<Iova> = (0..PAGES).map(|i| Iova(IOVA + (i << 12))).collect();
     let mut measure = |what: &str, pages: u64, goal: Goal, forget: &dyn Fn(u64) -> Forget| {
         let mut round = 0;
-        let both = samples(33, 1, || {
+        let mut one = || {
             translate_all(&mut port, &from, &all);
             translate_all(&mut port, &other, &all[..1]);
             let unit = super::timing::rmw();
@@ -361,6 +350,14 @@ pub fn invalidations<R: Rig>() -> Vec<Figure> {
                 // Catches up, and hits in a context that was not touched (unless everything went).
                 translate_all(&mut port, &other, &all[..1]);
             });
+            (unit, ns)
+        };
+        let both = samples(33, 1, || {
+            // So short that it counts whether the way was taken lately.
+            for _ in 0..3 {
+                one();
+            }
+            let (unit, ns) = one();
             (ns, ns / unit)
         });
         let (figures, ratios) = both.into_iter().unzip();

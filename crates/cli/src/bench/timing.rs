@@ -36,6 +36,25 @@ fn pace() -> f64 {
     ns
 }
 
+/// Keeps the calling thread on the `n`th of the CPUs that this process may use. The scheduler would else begin with both threads of
+/// a short measurement on one of them, and move one away milliseconds later.
+pub fn stay_on_cpu(n: usize) {
+    #[cfg(target_os = "linux")]
+    {
+        use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
+        let Ok(allowed) = sched_getaffinity(None) else { return };
+        let mut cpus = (0..CpuSet::MAX_CPU).filter(|cpu| allowed.is_set(*cpu)).cycle();
+        if let Some(cpu) = cpus.nth(n) {
+            let mut one = CpuSet::new();
+            one.set(cpu);
+            // Where that is not allowed, the scheduler decides.
+            let _ = sched_setaffinity(None, &one);
+        }
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _ = n;
+}
+
 /// True if as many threads keep the best pace now.
 fn quiet(threads: usize) -> bool {
     let middle = || {
@@ -48,12 +67,14 @@ fn quiet(threads: usize) -> bool {
         middle()
     } else {
         let barrier = Barrier::new(threads);
-        let work = || {
+        let work = |n| {
+            stay_on_cpu(n);
             barrier.wait();
             middle()
         };
         std::thread::scope(|scope| {
-            let all: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
+            let work = &work;
+            let all: Vec<_> = (0..threads).map(|n| scope.spawn(move || work(n))).collect();
             all.into_iter().map(|thread| thread.join().unwrap_or(f64::MAX)).fold(0.0, f64::max)
         })
     };
@@ -80,16 +101,24 @@ pub fn samples<T>(count: usize, threads: usize, mut take: impl FnMut() -> T) -> 
     counted
 }
 
+/// Looks for the best pace before anything is compared with it.
+pub fn find_best_pace() {
+    let end = Instant::now() + Duration::from_millis(200);
+    while Instant::now() < end {
+        quiet(1);
+    }
+}
+
+/// Figures so far that found too few quiet moments.
+pub fn impatient() -> u64 {
+    IMPATIENT.load(Ordering::Relaxed)
+}
+
 /// What a reader has to know about the samples of this run.
 pub fn remark() -> String {
-    let [taken, counted, impatient] = [&TAKEN, &COUNTED, &IMPATIENT].map(|n| n.load(Ordering::Relaxed));
-    let mut remark = format!(
-        "{counted} of {taken} samples were taken while the machine was quiet; the others do not count\n"
-    );
-    if impatient > 0 {
-        remark.push_str(&format!("{impatient} rows found too few such moments: there all samples count\n"));
-    }
-    remark
+    let [taken, counted] = [&TAKEN, &COUNTED].map(|n| n.load(Ordering::Relaxed));
+    let others = "the others count only in rows of a busy machine";
+    format!("{counted} of {taken} samples were taken while the machine was quiet; {others}\n")
 }
 
 /// Nanoseconds per call of `f`, which makes `n` of what is measured.
@@ -128,9 +157,35 @@ pub fn against(n: u64, mut f: impl FnMut(), mut reference: impl FnMut() -> f64) 
     (median(figures), median(ratios))
 }
 
+/// What `threads` threads make a second together, each on a CPU of its own. `prepare(n)` gives the work of thread `n`: calls that make
+/// as many as they return, some microseconds each.
+pub fn together<W: FnMut() -> u64>(threads: usize, prepare: impl Fn(usize) -> W + Sync) -> f64 {
+    const TIME: Duration = Duration::from_millis(30);
+    let barrier = Barrier::new(threads);
+    let thread = |n| {
+        stay_on_cpu(n);
+        let mut work = prepare(n);
+        work();
+        barrier.wait();
+        let (start, mut made) = (Instant::now(), 0);
+        loop {
+            made += work();
+            let elapsed = start.elapsed();
+            if elapsed >= TIME {
+                return made as f64 / elapsed.as_secs_f64();
+            }
+        }
+    };
+    std::thread::scope(|scope| {
+        let thread = &thread;
+        let all: Vec<_> = (0..threads).map(|n| scope.spawn(move || thread(n))).collect();
+        all.into_iter().map(|t| t.join().unwrap_or_default()).sum()
+    })
+}
+
 /// `rate(1)` and `rate(2)`, threads, again and again: the best rate of two, and the median ratio.
 pub fn scaling(mut rate: impl FnMut(usize) -> f64) -> (f64, f64) {
-    let both = samples(5, 2, || {
+    let both = samples(SAMPLES, 2, || {
         let (one, two) = (rate(1), rate(2));
         (two, two / one)
     });

@@ -16,8 +16,8 @@ use crate::Domain;
 /// Addresses that wait in one ring at most (Linux `IOVA_DEFAULT_FQ_SIZE` is 256, of which 255 can be used). With one more they are two
 /// runs of a CPU's IOVA cache, whose magazines hold them all: nothing of them goes by way of other CPUs.
 pub(super) const RING: usize = 255;
-/// A ring is looked after each time so many more wait.
-const BATCH: usize = 32;
+/// A ring is looked after each time so many more wait: half a ring, so that a flush of one CPU serves half of what waits on another.
+const BATCH: usize = 128;
 
 /// The flushes of a domain: how many began, and up to which all is finished.
 #[derive(Debug, Default)]
@@ -117,7 +117,10 @@ impl Ring {
         mut give: impl FnMut(Iova, u64),
     ) -> Result<(), IommuError> {
         if self.waiting.len() >= RING {
-            self.make_room(flushes, domain, &mut give)?;
+            self.look_after(flushes, &mut give);
+            if self.waiting.len() >= RING {
+                self.make_room(flushes, domain, &mut give)?;
+            }
         }
         self.waiting.push(entry);
         if self.waiting.len().is_multiple_of(BATCH) {
