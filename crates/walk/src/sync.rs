@@ -10,6 +10,9 @@
 //! the ports that were inside an access to leave it. The barrier is `membarrier` on Linux, so that the port's side
 //! needs none; elsewhere each side uses a fence. The pair is the store-buffering (Dekker) pattern: either the
 //! port sees the new generation, or the SMMU sees the port's mark.
+//!
+//! Who waits for an access of a thread that does not run gives its core away ([`SyncToken::pause`]) and is woken by the port that
+//! leaves.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, compiler_fence, fence};

@@ -3,7 +3,8 @@
 //! A [`Tbu`] belongs to one device and is used through `&mut self`. It keeps the configuration of the streams it has
 //! seen and a private [`Tlb`]; it asks the SMMU (the [`Tcu`]) only when it has not seen a stream since registers last
 //! changed, or to record a fault. A hit therefore takes no lock and writes only the port's own mark; a miss whose
-//! configuration is cached walks the tables in the port's own thread, without a lock.
+//! configuration is cached walks the tables in the port's own thread, without a lock. A walk reads every descriptor; what a leaf
+//! and the tables above it say besides addresses is worked out only where it differs from the last walk of the stream.
 //!
 //! The memory access happens inside the translation's guard: between the port's mark going up and down.
 //! [`crate::sync`] says how an invalidation waits for that.

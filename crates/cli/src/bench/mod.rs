@@ -103,18 +103,25 @@ pub struct Row {
     pub busy: bool,
 }
 
-/// Runs every group whose name contains `filter`.
+/// Runs every group whose name contains `filter`. Where a later group finds out that the machine can be quieter than a group thought,
+/// that one runs once more.
 pub fn run(filter: &str) -> Vec<Row> {
     timing::find_best_pace();
-    let wanted = SUITES.iter().filter(|(name, _)| name.contains(filter));
-    wanted
-        .flat_map(|(_, suite)| {
-            let before = timing::impatient();
-            let figures = suite();
-            let busy = timing::impatient() != before;
-            figures.into_iter().map(move |figure| Row { figure, busy })
-        })
-        .collect()
+    let one = |suite: fn() -> Vec<Figure>| {
+        let before = timing::impatient();
+        let figures = suite();
+        let busy = timing::impatient() != before;
+        let rows = figures.into_iter().map(|figure| Row { figure, busy }).collect::<Vec<_>>();
+        (rows, timing::best_pace())
+    };
+    let wanted: Vec<_> = SUITES.iter().filter(|(name, _)| name.contains(filter)).collect();
+    let first: Vec<_> = wanted.iter().map(|(_, suite)| one(*suite)).collect();
+    let again = wanted.iter().zip(first).map(
+        |((_, suite), (rows, pace))| {
+            if timing::is_quiet(pace) { rows } else { one(*suite).0 }
+        },
+    );
+    again.flatten().collect()
 }
 
 /// The table for a person.

@@ -273,7 +273,7 @@ fn contended<R: Rig>(rig: &R, threads: usize, churn: bool) -> Churn {
                 total.fetch_add(done, Ordering::Relaxed);
             });
         }
-        let end = start + Duration::from_millis(200);
+        let end = start + Duration::from_millis(60);
         if churn {
             let mut n = 0u64;
             while Instant::now() < end {

@@ -78,7 +78,17 @@ fn quiet(threads: usize) -> bool {
             all.into_iter().map(|thread| thread.join().unwrap_or(f64::MAX)).fold(0.0, f64::max)
         })
     };
-    slowest <= QUIET * f64::from_bits(BEST.load(Ordering::Relaxed))
+    is_quiet(slowest)
+}
+
+/// The fastest pace so far.
+pub fn best_pace() -> f64 {
+    f64::from_bits(BEST.load(Ordering::Relaxed))
+}
+
+/// True if a pace is as good as the fastest so far.
+pub fn is_quiet(pace: f64) -> bool {
+    pace <= QUIET * best_pace()
 }
 
 /// `count` samples of something that runs on `threads` threads, from quiet moments as far as there are any.
@@ -103,9 +113,9 @@ pub fn samples<T>(count: usize, threads: usize, mut take: impl FnMut() -> T) -> 
 
 /// Looks for the best pace before anything is compared with it.
 pub fn find_best_pace() {
-    let end = Instant::now() + Duration::from_millis(200);
+    let end = Instant::now() + Duration::from_secs(1);
     while Instant::now() < end {
-        quiet(1);
+        quiet(2);
     }
 }
 
