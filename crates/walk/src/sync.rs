@@ -291,6 +291,9 @@ impl SyncToken {
     /// A port that leaves its access looks whether somebody waits, but without a barrier. If it looks just before its leaving
     /// becomes visible it may miss the caller, who then waits for `limit`. It may also return early.
     pub fn pause(&self, limit: Duration) {
+        if self.waiting.is_empty() {
+            return;
+        }
         let me = thread::current();
         self.waiting.iter().for_each(|(port, _)| port.awaited_by(me.clone()));
         fence(Ordering::SeqCst);
@@ -431,6 +434,8 @@ mod tests {
         // Over before the pause begins.
         port.leave(2);
         sync.pause(Duration::from_secs(60));
+        // Nothing to wait for.
+        SyncToken::default().pause(Duration::from_secs(60));
     }
 
     #[test]
