@@ -14,7 +14,9 @@
 pub mod long;
 pub mod perms;
 pub mod record;
+mod runs;
 pub mod short;
+mod slot;
 pub mod split;
 pub mod stage;
 pub mod sync;

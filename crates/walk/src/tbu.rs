@@ -19,12 +19,14 @@ use portcullis_bus::{
     BusError, CopyError, CopySide, DmaError, DmaFault, DmaPort, Initiator, Memory, StallState, StallTag,
 };
 
-use crate::long::{Alike, Landing, Usual};
+use crate::long::{Alike, Landing};
 use crate::perms::{AccessKind, Perms};
 use crate::record::NoRecord;
+use crate::runs::{Known, KnownRuns};
+use crate::slot::{Cached, Config, Hot, NO_SUBSTREAM, Seen, Slot, forget_slots, keep, key_of, outgoing_of};
 use crate::stage::{Fault, Nested, Updates, Walked, canonical, combine};
 use crate::sync::{InFlight, Invalidation, SyncLog, light_barrier};
-use crate::tlb::{ContextIndex, ContextKey, Entry, Hit, Sizes, Tlb};
+use crate::tlb::{ContextKey, Entry, Hit, Sizes, Tlb};
 
 /// A translation context as a port caches it: everything a walk needs, decoded from registers or tables.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -218,160 +220,6 @@ pub struct Stats {
     pub refused: u64,
 }
 
-struct Cached {
-    context: Box<Context>,
-    /// The memo's number for it.
-    number: Option<NonZeroU64>,
-    index: ContextIndex,
-    usual: Option<Usual>,
-    seen: Seen,
-}
-
-/// What the leaf of the last walk said, so that the next one, which most often leads to a leaf that says the same, need not ask
-/// again. Descriptors are read all the same; only what follows from their words is known.
-struct Seen {
-    alike: Alike,
-    perms: Perms,
-    global: bool,
-    /// Where its attributes are in the port's table.
-    attrs: u8,
-}
-
-impl Seen {
-    const NOTHING: Self = Self { alike: Alike::NOTHING, perms: Perms(0), global: false, attrs: 0 };
-}
-
-impl Cached {
-    fn new(context: &Context, number: Option<NonZeroU64>, index: ContextIndex) -> Self {
-        let usual = Self::usual(context);
-        Self { context: Box::new(context.clone()), number, index, usual, seen: Seen::NOTHING }
-    }
-
-    /// Becomes another context in the same memory.
-    fn take(&mut self, context: &Context, number: Option<NonZeroU64>, index: ContextIndex) {
-        *self.context = context.clone();
-        (self.number, self.index) = (number, index);
-        (self.usual, self.seen) = (Self::usual(context), Seen::NOTHING);
-    }
-
-    fn usual(context: &Context) -> Option<Usual> {
-        Usual::of(&context.stages).filter(|_| context.cacheable && context.after.is_none())
-    }
-}
-
-enum Config {
-    Bypass { attrs: Attributes, mask: u64, strict: bool },
-    Translate(Cached),
-}
-
-/// What a hit needs of a slot, in one cache line (with the first of its page sizes).
-#[derive(Clone, Copy)]
-#[repr(C)]
-struct Hot {
-    key: [u64; 2],
-    /// The slot counts only while this equals the port's stamp.
-    stamp: u64,
-    va_mask: u64,
-    /// Of reads and writes.
-    overlay: [u32; 2],
-    /// Bits of [`Perms`] that a read and a write need; 0 for streams that are not translated.
-    need: [u8; 2],
-    /// The outgoing attributes are the tables' with `overlay`; otherwise they take a computation.
-    simple: bool,
-    sizes: Sizes,
-}
-
-impl Hot {
-    fn new(key: [u64; 2], stamp: u64) -> Self {
-        let sizes = Sizes::default();
-        Self { key, stamp, va_mask: 0, overlay: [0; 2], need: [0; 2], simple: false, sizes }
-    }
-}
-
-#[repr(C, align(64))]
-struct Slot {
-    hot: Hot,
-    config: Config,
-}
-
-impl Slot {
-    /// Of no initiator: ports' stamps begin with 1.
-    fn empty() -> Self {
-        let config = Config::Bypass { attrs: Attributes::DEVICE_DEFAULT, mask: 0, strict: false };
-        Self { hot: Hot::new([0; 2], 0), config }
-    }
-}
-
-/// The second word of an initiator without a substream.
-const NO_SUBSTREAM: u64 = u64::MAX;
-
-/// Forgets the configuration of the initiators whose stream and substream `named` names.
-fn forget_slots(slots: &mut [Slot], named: impl Fn(u32, u64) -> bool) {
-    for slot in slots {
-        if named(slot.hot.key[0] as u32, slot.hot.key[1]) {
-            slot.hot.stamp = 0;
-        }
-    }
-}
-
-/// An initiator as two words, for one comparison.
-#[inline(always)]
-fn key_of(from: &Initiator) -> [u64; 2] {
-    let substream = from.substream.map_or(NO_SUBSTREAM, |s| u64::from(s.get()));
-    [u64::from(from.stream.get()) | u64::from(from.attrs.bits()) << 32, substream]
-}
-
-/// Several pages whose output is contiguous: one entry for what the TLB has several of, so that a copy looks up a buffer and
-/// not each of its pages. Every invalidation, whatever it names, forgets all of them.
-#[derive(Clone, Copy)]
-struct Known {
-    key: [u64; 2],
-    access: Access,
-    va: u64,
-    len: u64,
-    pa: Pa,
-    attrs: Attributes,
-}
-
-/// The runs that a port remembers.
-#[derive(Default)]
-struct KnownRuns {
-    runs: [Option<Known>; KNOWN_RUNS],
-    next: usize,
-}
-
-impl KnownRuns {
-    /// What is left of a run from `va` on.
-    #[inline]
-    fn find(&self, key: [u64; 2], va: u64, access: Access) -> Option<Translated> {
-        self.runs.iter().flatten().find_map(|run| {
-            let offset = va.wrapping_sub(run.va);
-            let same = run.key == key && run.access == access && offset < run.len;
-            same.then(|| Translated {
-                pa: run.pa.wrapping_add(offset),
-                left: run.len - offset,
-                attrs: run.attrs,
-            })
-        })
-    }
-    fn remember(&mut self, known: Known) {
-        // A longer run takes the place of its beginning.
-        let begins = |run: &Option<Known>| {
-            run.is_some_and(|r| r.key == known.key && r.access == known.access && r.va == known.va)
-        };
-        let at = self.runs.iter().position(begins).unwrap_or(self.next);
-        self.next = (at + 1) % KNOWN_RUNS;
-        if let Some(place) = self.runs.get_mut(at) {
-            *place = Some(known);
-        }
-    }
-    fn forget(&mut self) {
-        self.runs = [None; KNOWN_RUNS];
-    }
-}
-
-/// Runs that a port remembers: source and destination of two copies.
-const KNOWN_RUNS: usize = 4;
 /// Runs shorter than this are not worth remembering.
 const SHORTEST_RUN: usize = 8192;
 /// Streams that a port keeps the configuration of, at most; two with the same hash share a place.
@@ -409,15 +257,6 @@ pub struct Tbu<T: Tcu, M> {
     memo: T::Memo,
 }
 
-/// The outgoing attributes where they are more than the tables' with an overlay.
-#[inline(never)]
-fn outgoing_of(slot: &Slot, tables: Attributes, access: Access) -> Attributes {
-    match &slot.config {
-        Config::Translate(c) => c.context.outgoing(tables).of(access),
-        Config::Bypass { attrs, .. } => attrs.of(access),
-    }
-}
-
 /// True if `next` continues a run of `len` bytes that began at `first`.
 #[inline(always)]
 fn follows(first: &Translated, len: usize, next: &Translated) -> bool {
@@ -429,19 +268,6 @@ fn follows(first: &Translated, len: usize, next: &Translated) -> bool {
 fn rest(t: Translated, n: usize) -> Option<Translated> {
     let left = t.left - n as u64;
     (left != 0).then(|| Translated { pa: t.pa.wrapping_add(n as u64), left, attrs: t.attrs })
-}
-
-/// Fills the TLB for a slot.
-#[inline(always)]
-fn keep(tlb: &mut Tlb, stamp: &mut u64, slot: &mut Slot, input: u64, entry: Entry) {
-    let Config::Translate(c) = &slot.config else { return };
-    let epoch = tlb.epoch();
-    tlb.fill_with(c.index, &mut slot.hot.sizes, input, entry);
-    if tlb.epoch() != epoch {
-        // The TLB started over: every other slot is looked up again when it is next needed.
-        *stamp += 1;
-        slot.hot.stamp = *stamp;
-    }
 }
 
 struct Run {
